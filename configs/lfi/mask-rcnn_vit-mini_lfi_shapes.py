@@ -1,0 +1,18 @@
+# The teacher reads the masks: this shows that queries learn where to look, and
+# nothing about distillation from a vision-language model
+_base_ = './mask-rcnn_vit-mini_shapes.py'
+
+model = dict(
+    type='LFIMaskRCNN',
+    backbone=dict(num_queries=12, interaction_layers=(2, 3, 4, 5)),
+    teacher=dict(type='GroundTruthTeacher', grid_size=32, blur=(3.0, 2.0, 1.0, 0.5)),
+    distiller=dict(
+        type='InteractionDistiller',
+        layer_mapping='one_to_one',
+        schedule=dict(warmup=50),
+        losses=dict(
+            attention=dict(type='InteractionAttentionLoss', loss_weight=0.5),
+            dynamics=dict(type='InteractionDynamicsLoss', loss_weight=0.1),
+        ),
+    ),
+)

@@ -1,0 +1,66 @@
+"""Let ``torch.load`` read what mmengine writes.
+
+Since torch 2.6 it refuses every class and function it was not told about, and an
+mmengine checkpoint holds more than tensors: the log history (``HistoryBuffer`` of
+numpy arrays), numpy scalars such as the best score, and dataset metainfo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import ConfigDict
+from mmengine.logging import HistoryBuffer
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+from mmengine.utils import digit_version
+
+# Both store references to their own methods in a checkpoint.
+_METHOD_OWNERS = (HistoryBuffer, OneCycleParamScheduler)
+
+
+def _method_of(owner: type, name: str) -> Any:
+    """Stand in for ``getattr``, by which pickle names a method.
+
+    The real one would hand every attribute of every allowed object to a file.
+    """
+    if owner in _METHOD_OWNERS and name in vars(owner) and not name.startswith('__'):
+        return getattr(owner, name)
+    raise UnpicklingError(
+        f'a checkpoint may name methods of {[c.__name__ for c in _METHOD_OWNERS]} '
+        f'only, not {name!r} of {owner!r}'
+    )
+
+
+def _numpy_globals() -> list[tuple[Callable, str] | type]:
+    # Found in the way numpy itself names them, old and new
+    reconstruct = np.zeros(1).__reduce__()[0]
+    scalar = np.float64(0).__reduce__()[0]
+    named = [
+        (function, f'{package}.multiarray.{name}')
+        for package in ('numpy.core', 'numpy._core')
+        for function, name in ((reconstruct, '_reconstruct'), (scalar, 'scalar'))
+    ]
+    kinds = '?SU' + np.typecodes['AllInteger'] + np.typecodes['AllFloat']
+    dtypes = {type(np.dtype(kind)) for kind in kinds}
+    return [*named, np.ndarray, np.dtype, *dtypes]
+
+
+def register_safe_globals() -> None:
+    """Register what an mmengine checkpoint holds with ``torch.serialization``.
+
+    Does nothing before torch 2.6, which loads such files without being told.
+    """
+    if digit_version(torch.__version__) < digit_version('2.6.0'):
+        return
+    torch.serialization.add_safe_globals(
+        [
+            *_numpy_globals(),
+            *_METHOD_OWNERS,
+            (_method_of, 'builtins.getattr'),
+            (ConfigDict, 'mmengine.config.config.ConfigDict'),
+        ]
+    )

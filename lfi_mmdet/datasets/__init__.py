@@ -1,0 +1,3 @@
+from .shapes_dataset import ShapesDataset
+
+__all__ = ['ShapesDataset']

@@ -1,0 +1,95 @@
+"""Several processes on a machine without an accelerator."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.device import (
+    is_cuda_available,
+    is_mlu_available,
+    is_musa_available,
+    is_npu_available,
+)
+from mmengine.registry import MODEL_WRAPPERS
+from torch.nn.parallel import DistributedDataParallel
+
+LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+_ENVIRONMENT = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
+
+
+def setup_distributed(cfg: Config, launcher: str) -> None:
+    """Make a distributed run possible on a machine that has only CPUs.
+
+    mmengine's launchers and its model wrapping name a device of each process, which a
+    CPU has not. If there is no accelerator, this starts a gloo process group, which
+    mmengine leaves alone, and has ``DistributedDataParallel`` built without device
+    ids. Otherwise, and for ``launcher='none'``, it does nothing.
+
+    Args:
+        cfg: Config of the run, before the runner is built. Its ``model_wrapper_cfg``
+            may be replaced; what it already says is kept, but for ``device_ids``.
+        launcher: One of :data:`LAUNCHERS`. Without an accelerator the processes have
+            to be started by torchrun or with its environment variables, whichever it
+            is.
+
+    Raises:
+        ValueError: If the launcher is not known.
+        RuntimeError: If torchrun's environment variables are missing.
+    """
+    if launcher not in LAUNCHERS:
+        raise ValueError(f'launcher={launcher!r}, choose from {LAUNCHERS}')
+    if launcher == 'none' or _has_accelerator():
+        return
+    if not dist.is_initialized():
+        _init_gloo(cfg, launcher)
+    cfg.model_wrapper_cfg = _without_device_ids(cfg)
+
+
+def _has_accelerator() -> bool:
+    # the ones that mmengine's init_dist knows
+    return bool(
+        is_cuda_available()
+        or is_npu_available()
+        or is_mlu_available()
+        or is_musa_available()
+    )
+
+
+def _init_gloo(cfg: Config, launcher: str) -> None:
+    missing = [name for name in _ENVIRONMENT if name not in os.environ]
+    if missing:
+        raise RuntimeError(
+            f'launcher={launcher!r} on a machine without an accelerator, but '
+            f'{", ".join(missing)} not set in the environment. Start the command by '
+            '`torchrun --nproc_per_node N ...` (python -m torch.distributed.run), or '
+            "use launcher='none' for a single process."
+        )
+    options: dict[str, Any] = {}
+    # mmengine takes seconds
+    timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
+    if timeout is not None:
+        options['timeout'] = timedelta(seconds=timeout)
+    dist.init_process_group('gloo', **options)
+
+
+def _without_device_ids(cfg: Config) -> dict | None:
+    given = cfg.get('model_wrapper_cfg')
+    if given is None:
+        # what Runner.wrap_model does without a config, less its device_ids
+        return dict(
+            type='MMDistributedDataParallel',
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        )
+    wrapper = given.get('type', 'MMDistributedDataParallel')
+    if isinstance(wrapper, str):
+        wrapper = MODEL_WRAPPERS.get(wrapper)
+    # other wrappers are never given device ids by the runner
+    if wrapper is not None and issubclass(wrapper, DistributedDataParallel):
+        return dict(given, device_ids=None)
+    return given

@@ -1,0 +1,37 @@
+"""Gives the teacher its texts from the training dataset."""
+
+from __future__ import annotations
+
+from mmdet.registry import HOOKS
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+
+@HOOKS.register_module()
+class ClassNamesHook(Hook):
+    """Take the class names of the training dataset as the teacher's texts.
+
+    Runs before the first iteration, so a project that inherits a config changes its
+    classes in one place, the dataset's ``metainfo``. Priority: VERY_HIGH.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_train(self, runner: Runner) -> None:
+        """Set the names on the detector.
+
+        Raises:
+            ValueError: If the dataset has no class names, or their number is not that
+                of the queries.
+        """
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if not hasattr(model, 'set_class_names'):
+            return
+        classes = runner.train_dataloader.dataset.metainfo.get('classes')
+        if not classes:
+            raise ValueError(
+                'train_dataloader.dataset has no class names; give it '
+                "metainfo=dict(classes=('name', ...))"
+            )
+        model.set_class_names(classes)

@@ -1,0 +1,3 @@
+from .interaction_vit import InteractionViT
+
+__all__ = ['InteractionViT']

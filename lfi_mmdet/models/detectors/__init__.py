@@ -1,0 +1,4 @@
+from .lfi_mask_rcnn import LFIMaskRCNN
+from .lfi_mixin import LFIMixin
+
+__all__ = ['LFIMaskRCNN', 'LFIMixin']

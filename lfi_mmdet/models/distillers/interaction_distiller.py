@@ -1,0 +1,173 @@
+"""Compares what the student's queries did with what the teacher did."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from lfi_mmdet.registry import build_part
+from lfi_mmdet.structures import InteractionSpec, InteractionTargets, InteractionTrace
+
+from ..losses.base import InteractionLoss, InteractionPair
+from .layer_mapping import map_layers
+from .schedule import LossSchedule
+from .target_grid import resample_maps
+
+
+def student_log_attention(logits: Tensor, valid: Tensor | None) -> Tensor:
+    """Log of the attention maps, averaged over heads.
+
+    Args:
+        logits: (B, h, K, N).
+        valid: Bool (B, N), False on padding; None if nothing is padded.
+
+    Returns:
+        (B, K, N), at least float32; very low, but finite, on padding.
+    """
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    if valid is not None:
+        logits = logits.masked_fill(~valid[:, None, None], -1e4)
+    log_heads = logits.log_softmax(-1)
+    return log_heads.logsumexp(1) - math.log(logits.shape[1])
+
+
+@MODELS.register_module()
+class InteractionDistiller(BaseModule):
+    """Pair layers, bring both sides onto one grid, and apply the losses.
+
+    Args:
+        student: What the backbone records.
+        teacher_layers: Number of layers of the teacher's targets.
+        feature_dims: Channels of the teacher's features; None if it has none.
+        losses: Loss configs by short name; the name appears in the log as
+            ``loss_lfi_<name>``. None switches one off.
+        layer_mapping: See :func:`map_layers`.
+        schedule: Keyword arguments of :class:`LossSchedule`.
+    """
+
+    def __init__(
+        self,
+        student: InteractionSpec,
+        teacher_layers: int,
+        feature_dims: int | None,
+        losses: dict[str, dict | None],
+        layer_mapping: str = 'uniform',
+        schedule: dict | None = None,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.schedule = LossSchedule(**(schedule or {}))
+        self.pairs = map_layers(layer_mapping, len(student.layers), teacher_layers)
+        built: dict[str, InteractionLoss] = {}
+        for name, cfg in losses.items():
+            if cfg is None:
+                continue
+            loss = build_part(cfg, InteractionLoss, f'distiller.losses.{name}')
+            self._check(name, loss, feature_dims)
+            loss.connect(student, feature_dims)
+            built[name] = loss
+        if not built:
+            raise ValueError('distiller.losses names no loss; set model.teacher=None '
+                             'to train the student alone')
+        self.losses = nn.ModuleDict(built)
+
+    def _check(self, name: str, loss: InteractionLoss, dims: int | None) -> None:
+        if loss.needs_features and dims is None:
+            raise ValueError(
+                f'distiller.losses.{name} ({type(loss).__name__}) needs features, which '
+                'this teacher has not; set it to None or choose another teacher'
+            )
+        if len(self.pairs) < loss.min_layers:
+            raise ValueError(
+                f'distiller.losses.{name} ({type(loss).__name__}) needs at least '
+                f'{loss.min_layers} supervised layers, but layer_mapping leaves '
+                f'{len(self.pairs)}'
+            )
+
+    @property
+    def active(self) -> bool:
+        """Whether the teacher is needed in this iteration."""
+        return self.schedule.current() > 0
+
+    def last_supervised(self) -> tuple[int | None, int | None]:
+        """Last interaction layer whose maps, and whose queries, a loss looks at."""
+        last = self.pairs[-1][0]
+        maps = any(loss.uses_maps for loss in self.losses.values())
+        queries = any(loss.uses_queries for loss in self.losses.values())
+        return (last if maps else None), (last if queries else None)
+
+    def align(
+        self,
+        trace: InteractionTrace,
+        targets: InteractionTargets,
+        img_shapes: Sequence[tuple[int, int]],
+        patch_size: tuple[int, int],
+    ) -> list[InteractionPair]:
+        """Pair the supervised layers on the student's grid, in float32.
+
+        Args:
+            trace: What the backbone recorded.
+            targets: What the teacher gave for the same batch.
+            img_shapes: (height, width) in pixels of each image without padding.
+            patch_size: Height and width of a student's patch in pixels.
+
+        Raises:
+            ValueError: If texts and queries differ in number.
+        """
+        num_texts, num_queries = targets.maps.shape[2], trace.queries[0].shape[1]
+        if num_texts != num_queries:
+            raise ValueError(
+                f'the teacher has {num_texts} texts, but backbone.num_queries='
+                f'{num_queries}; query k belongs to text k'
+            )
+        h, w = trace.grid
+        batch_shape = (h * patch_size[0], w * patch_size[1])
+        wanted = sorted({m for _, m in self.pairs})
+        maps = targets.maps[:, wanted]
+        resampled = resample_maps(
+            maps.flatten(1, 2), img_shapes, batch_shape, trace.grid, trace.valid
+        ).unflatten(1, maps.shape[1:3])
+        pairs = []
+        for s, t in self.pairs:
+            features = None if targets.features is None else targets.features[:, t]
+            queries = trace.queries[s]
+            pairs.append(
+                InteractionPair(
+                    log_attention=student_log_attention(trace.logits[s], trace.valid),
+                    target=resampled[:, wanted.index(t)],
+                    queries=queries if queries.dtype == torch.float64 else queries.float(),
+                    features=features,
+                )
+            )
+        return pairs
+
+    def forward(
+        self,
+        trace: InteractionTrace,
+        targets: InteractionTargets | None,
+        img_shapes: Sequence[tuple[int, int]],
+        patch_size: tuple[int, int],
+    ) -> dict[str, Tensor]:
+        """Compute all losses; see :meth:`align` for the arguments.
+
+        ``targets`` is None once the schedule has stopped: the losses are then 0, but
+        still part of the graph, since DDP expects gradients for the same parameters
+        in every iteration.
+        """
+        device = trace.logits[0].device.type
+        with torch.autocast(device, enabled=False):
+            if targets is None:
+                parts = [*trace.logits, *trace.queries, *self.parameters()]
+                zero = sum(part.float().sum() for part in parts) * 0.0
+                return {f'loss_lfi_{name}': zero for name in self.losses}
+            pairs = self.align(trace, targets, img_shapes, patch_size)
+            factor = self.schedule.current()
+            return {
+                f'loss_lfi_{name}': factor * loss(pairs, targets.present)
+                for name, loss in self.losses.items()
+            }

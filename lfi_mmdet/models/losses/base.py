@@ -1,0 +1,81 @@
+"""What the LFI losses have in common."""
+
+from __future__ import annotations
+
+from abc import ABCMeta, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor
+
+from lfi_mmdet.structures import InteractionSpec
+
+
+@dataclass
+class InteractionPair:
+    """One supervised student layer beside its teacher layer, on one grid.
+
+    Attributes:
+        log_attention: Log of the student's map per query, heads averaged, (B, K, N);
+            a large negative number on padding.
+        target: Teacher's map per text, (B, K, N); rows of present texts sum to 1 and
+            are 0 on padding.
+        queries: Student queries after this layer, (B, K, d).
+        features: Teacher's text-conditioned features, (B, K, C), or None.
+    """
+
+    log_attention: Tensor
+    target: Tensor
+    queries: Tensor
+    features: Tensor | None = None
+
+
+class InteractionLoss(BaseModule, metaclass=ABCMeta):
+    """Base of the LFI losses.
+
+    Args:
+        loss_weight: Factor on the loss.
+
+    Attributes:
+        uses_maps: Whether gradients flow into the attention maps directly.
+        uses_queries: The same for the queries.
+        needs_features: Whether the teacher must have features.
+        min_layers: Supervised layers it takes at least.
+    """
+
+    uses_maps = False
+    uses_queries = False
+    needs_features = False
+    min_layers = 1
+
+    def __init__(self, loss_weight: float = 1.0) -> None:
+        super().__init__()
+        self.loss_weight = loss_weight
+
+    def connect(self, student: InteractionSpec, feature_dims: int | None) -> None:
+        """Learn the widths of both sides; called once, when the detector is built."""
+
+    @abstractmethod
+    def forward(self, pairs: list[InteractionPair], present: Tensor) -> Tensor:
+        """Compute the weighted loss.
+
+        Args:
+            pairs: Supervised layers in ascending order.
+            present: Bool (B, K); rows of absent texts are weighted out.
+
+        Returns:
+            Scalar; 0, but part of the graph, if no text is present.
+        """
+
+
+def masked_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Mean of ``values`` where the bool ``weight`` of the same shape holds, or 0."""
+    total = values.masked_fill(~weight, 0).sum()
+    return total / weight.sum().clamp(min=1)
+
+
+def off_diagonal(present: Tensor) -> Tensor:
+    """Pairs of two different present texts, bool (B, K, K), from (B, K)."""
+    both = present[:, :, None] & present[:, None, :]
+    return both & ~torch.eye(present.shape[1], dtype=torch.bool, device=both.device)
