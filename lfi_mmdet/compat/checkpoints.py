@@ -35,11 +35,11 @@ def _method_of(owner: type, name: str) -> Any:
     )
 
 
-def _numpy_globals() -> list[tuple[Callable, str] | type]:
+def _numpy_globals() -> list[Callable | tuple[Callable, str]]:
     # Found in the way numpy itself names them, old and new
-    reconstruct = np.zeros(1).__reduce__()[0]
-    scalar = np.float64(0).__reduce__()[0]
-    named = [
+    reconstruct: Any = np.zeros(1).__reduce__()[0]
+    scalar: Any = np.float64(0).__reduce__()[0]
+    named: list[Any] = [
         (function, f'{package}.multiarray.{name}')
         for package in ('numpy.core', 'numpy._core')
         for function, name in ((reconstruct, '_reconstruct'), (scalar, 'scalar'))
@@ -61,6 +61,6 @@ def register_safe_globals() -> None:
             *_numpy_globals(),
             *_METHOD_OWNERS,
             (_method_of, 'builtins.getattr'),
-            (ConfigDict, 'mmengine.config.config.ConfigDict'),
+            ConfigDict,
         ]
     )

@@ -37,12 +37,6 @@ def install_mmcv_ops() -> bool:
     return True
 
 
-def is_substitute() -> bool:
-    """Tell whether ``mmcv._ext`` is ours (True) or compiled or absent (False)."""
-    spec = find_spec(EXT_NAME)
-    return spec is not None and isinstance(spec.loader, _SubstituteLoader)
-
-
 class _SubstituteLoader(Loader):
     def create_module(self, spec: ModuleSpec) -> None:
         return None
@@ -61,9 +55,11 @@ def _missing_op(name: str) -> Callable:
         raise NotImplementedError(
             f'The op {name!r} is one of those that mmcv has to compile, and this '
             'environment has mmcv without compiled ops. torchvision serves '
-            f'{sorted(torchvision_ops.OPS)} in their place. For the others install '
-            'the full mmcv: `pip uninstall mmcv-lite`, then `pip install mmcv` (which '
-            'compiles it where torch is already installed) or `mim install mmcv`.'
+            f'{sorted(torchvision_ops.OPS)} in their place. For the others install the '
+            'full mmcv: `pip uninstall mmcv-lite`, then `pip install '
+            "--no-build-isolation 'mmcv<2.2'`, which compiles it for the installed "
+            'torch (minutes; the fork: onedl-mmcv), or `mim install mmcv`, which may '
+            'know a ready build.'
         )
 
     op.__name__ = name

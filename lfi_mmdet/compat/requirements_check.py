@@ -5,14 +5,7 @@ from __future__ import annotations
 import warnings
 from importlib.util import find_spec
 
-# module -> the file of requirements/ that installs it
-REQUIRED = {
-    'torch': 'torch',
-    'torchvision': 'torch',
-    'mmengine': 'openmmlab',
-    'mmcv': 'openmmlab',
-    'mmdet': 'openmmlab',
-}
+REQUIRED = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet')
 
 
 def check_requirements() -> None:
@@ -25,20 +18,15 @@ def check_requirements() -> None:
     """
     missing = [name for name in REQUIRED if find_spec(name) is None]
     if missing:
-        files = dict.fromkeys(REQUIRED[name] for name in missing)
-        commands = [
-            f'pip install {"--no-deps " * (f == "openmmlab")}-r requirements/{f}.txt'
-            for f in files
-        ]
-        if 'openmmlab' in files:
-            commands.insert(-1, 'pip install -r requirements/runtime.txt')
         raise ImportError(
             f'lfi_mmdet needs {", ".join(missing)}, not found in this environment. '
-            'In a checkout of lfi_mmdet run `make setup` for a new environment, or '
-            f'here: {"; ".join(f"`{command}`" for command in commands)}. mmengine, '
-            'mmcv and mmdet may also come from the forks onedl-mmengine, onedl-mmcv '
-            'and onedl-mmdetection (requirements/openmmlab-forks.txt), which have the '
-            'same import names.'
+            'In a checkout of lfi_mmdet, `make setup` makes an environment with the '
+            'tested versions; to add them to this one, run '
+            '`pip install -r requirements/torch.txt -r requirements/runtime.txt` and '
+            '`pip install --no-deps -r requirements/openmmlab.txt`. mmengine, mmcv '
+            'and mmdet may as well be the forks onedl-mmengine, onedl-mmcv and '
+            'onedl-mmdetection (requirements/openmmlab-forks.txt): they have the same '
+            'import names.'
         )
     _check_pkg_resources()
 

@@ -86,7 +86,7 @@ def softnms(
     boxes, scores = _at_least_float32(boxes, scores)
     scores = scores.clone()
     indices = torch.arange(len(boxes), device=boxes.device)
-    kept = []
+    kept: list[Tensor] = []
     while len(boxes):
         best = int(scores.argmax())
         dets[len(kept), :4] = boxes[best]
@@ -118,7 +118,7 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
     """
     (dets,) = _at_least_float32(dets)
     left = dets[:, 4].argsort(descending=True, stable=True)
-    groups = []
+    groups: list[list[int]] = []
     while len(left):
         best, left = left[0], left[1:]
         joins = _ious(dets[best, :4], dets[left, :4], offset=0) >= iou_threshold
@@ -195,18 +195,8 @@ def roi_align_backward(
 ) -> None:
     """Add the gradient of :func:`roi_align_forward` to ``grad_input``.
 
-    Args:
-        grad_output: (N, C, aligned_height, aligned_width).
-        rois: As in the forward pass, like all arguments not listed.
-        argmax_y: Of max pooling, not used.
-        argmax_x: Of max pooling, not used.
-        grad_input: (B, C, H, W), receives the sum.
-        aligned_height: See the forward pass.
-        aligned_width: See the forward pass.
-        spatial_scale: See the forward pass.
-        sampling_ratio: See the forward pass.
-        pool_mode: See the forward pass.
-        aligned: See the forward pass.
+    ``grad_output`` has the shape of its output and ``grad_input`` that of its input;
+    the other arguments are those of the forward pass.
     """
     _refuse_max_pooling(pool_mode)
     grads, regions = _at_least_float32(grad_output, rois)
@@ -262,15 +252,9 @@ def sigmoid_focal_loss_backward(
     gamma: float,
     alpha: float,
 ) -> None:
-    """Derivative of every loss by its own logit.
+    """Derivative of every loss by its own logit, into ``grad_input`` (N, C).
 
-    Args:
-        input: As in the forward pass, like all arguments not listed.
-        target: See the forward pass.
-        weight: See the forward pass.
-        grad_input: (N, C), receives the derivatives.
-        gamma: See the forward pass.
-        alpha: See the forward pass.
+    The other arguments are those of :func:`sigmoid_focal_loss_forward`.
     """
     (logits,) = _at_least_float32(input)
     log_p, log_q = _log_sigmoids(logits)

@@ -30,8 +30,8 @@ def setup_distributed(cfg: Config, launcher: str) -> None:
     ids. Otherwise, and for ``launcher='none'``, it does nothing.
 
     Args:
-        cfg: Config of the run, before the runner is built. Its ``model_wrapper_cfg``
-            may be replaced; what it already says is kept, but for ``device_ids``.
+        cfg: Config of the run, before the runner is built, changed in place. What its
+            ``model_wrapper_cfg`` already says is kept, but for ``device_ids``.
         launcher: One of :data:`LAUNCHERS`. Without an accelerator the processes have
             to be started by torchrun or with its environment variables, whichever it
             is.
@@ -46,7 +46,17 @@ def setup_distributed(cfg: Config, launcher: str) -> None:
         return
     if not dist.is_initialized():
         _init_gloo(cfg, launcher)
-    cfg.model_wrapper_cfg = _without_device_ids(cfg)
+    given = cfg.get('model_wrapper_cfg')
+    if given is None:
+        # what Runner.wrap_model does without a config, less its device_ids
+        cfg.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel',
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        )
+    elif _is_ddp(given.get('type', 'MMDistributedDataParallel')):
+        given.device_ids = None
 
 
 def _has_accelerator() -> bool:
@@ -76,20 +86,7 @@ def _init_gloo(cfg: Config, launcher: str) -> None:
     dist.init_process_group('gloo', **options)
 
 
-def _without_device_ids(cfg: Config) -> dict | None:
-    given = cfg.get('model_wrapper_cfg')
-    if given is None:
-        # what Runner.wrap_model does without a config, less its device_ids
-        return dict(
-            type='MMDistributedDataParallel',
-            device_ids=None,
-            broadcast_buffers=False,
-            find_unused_parameters=cfg.get('find_unused_parameters', False),
-        )
-    wrapper = given.get('type', 'MMDistributedDataParallel')
-    if isinstance(wrapper, str):
-        wrapper = MODEL_WRAPPERS.get(wrapper)
-    # other wrappers are never given device ids by the runner
-    if wrapper is not None and issubclass(wrapper, DistributedDataParallel):
-        return dict(given, device_ids=None)
-    return given
+def _is_ddp(wrapper: str | type) -> bool:
+    # the runner gives device ids to these only
+    found = MODEL_WRAPPERS.get(wrapper) if isinstance(wrapper, str) else wrapper
+    return found is not None and issubclass(found, DistributedDataParallel)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import cv2
 import numpy as np
 from pycocotools import mask as mask_api
 
@@ -10,7 +11,8 @@ _Corner = tuple[int, int]
 
 def _border(mask: np.ndarray) -> list[tuple[_Corner, _Corner]]:
     """Edges between mask and background, the mask on the right hand."""
-    solid = mask.astype(np.int8)
+    left, top, w, h = cv2.boundingRect(mask.astype(np.uint8))
+    solid = mask[top : top + h, left : left + w].astype(np.int8)
     down = np.diff(solid, axis=0, prepend=0, append=0)
     right = np.diff(solid, axis=1, prepend=0, append=0)
     edges: list[tuple[_Corner, _Corner]] = []
@@ -21,7 +23,7 @@ def _border(mask: np.ndarray) -> list[tuple[_Corner, _Corner]]:
         (right, -1, (0, 0), (0, 1)),
     ):
         rows, columns = np.nonzero(steps == value)
-        for x, y in zip(columns.tolist(), rows.tolist()):
+        for x, y in zip((columns + left).tolist(), (rows + top).tolist()):
             edges.append(((x + x0, y + y0), (x + x1, y + y1)))
     return edges
 

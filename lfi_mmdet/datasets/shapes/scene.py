@@ -16,6 +16,10 @@ _FINE = 4
 _PLACE_TRIES = 24
 _SCENE_TRIES = 50
 
+_TURN = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+_UNIT_CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1)
+_ALONG = np.linspace(0, 1, 32)
+
 # Rows and columns of an image
 Window = tuple[slice, slice]
 
@@ -42,7 +46,7 @@ def rasterise(points: np.ndarray, side: int) -> tuple[Window, np.ndarray]:
     fine = np.zeros((h * _FINE, w * _FINE), np.uint8)
     # cv2 counts pixel centres as integers, and the shift gives 1/16 pixels
     corners = np.rint(((points - low) * _FINE - 0.5) * 16).astype(np.int32)
-    cv2.fillPoly(fine, [corners], 255, shift=4)
+    cv2.fillPoly(fine, [corners], (255,), shift=4)
     alpha = cv2.resize(fine, (int(w), int(h)), interpolation=cv2.INTER_AREA)
     return window, alpha.astype(np.float32) / 255
 
@@ -147,12 +151,10 @@ def _rotation(angle: float) -> np.ndarray:
 
 def _blob(rng: np.random.Generator, side: int, max_extent: float) -> Item:
     # Uneven enough that it never passes for a circle or an ellipse
-    angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     heights, phases = rng.uniform(0.1, 0.3, 4), rng.uniform(0, 2 * np.pi, 4)
-    radius = 1 + heights @ np.sin(np.outer([2, 3, 4, 5], angles) + phases[:, None])
-    points = np.maximum(radius, 0.2)[:, None] * np.stack(
-        [np.cos(angles), np.sin(angles)], axis=1
-    )
+    waves = np.sin(np.outer([2, 3, 4, 5], _TURN) + phases[:, None])
+    radius = 1 + heights @ waves
+    points = np.maximum(radius, 0.2)[:, None] * _UNIT_CIRCLE
     points /= np.ptp(points, axis=0).max()
     extent = float(np.exp(rng.uniform(np.log(0.08), np.log(max_extent))))
     points = points * extent * side + rng.uniform(0, side, 2)
@@ -162,8 +164,8 @@ def _blob(rng: np.random.Generator, side: int, max_extent: float) -> Item:
 def _stroke(rng: np.random.Generator, side: int) -> Item:
     # Thin and wavy: a straight thick one would be a rectangle
     extent = float(rng.uniform(0.2, 0.8))
-    t = np.linspace(0, 1, 32)
-    bend = rng.uniform(0.06, 0.16) * rng.choice([-1, 1])
+    t = _ALONG
+    bend = rng.uniform(0.06, 0.16)
     waves = rng.uniform(0.8, 2.0)
     line = np.stack([t - 0.5, bend * np.sin(2 * np.pi * waves * t)], axis=1)
     line *= extent * side

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -34,8 +35,12 @@ def resample_maps(
         (B, M, H * W), in the precision of ``maps``, at least float32.
     """
     maps = maps if maps.dtype == torch.float64 else maps.float()
-    # points per student patch, so that none of a finer teacher's patches is skipped
-    finer = max(-(-maps.shape[-2] // grid[0]), -(-maps.shape[-1] // grid[1]), 1)
+    # points per student patch and side, so that no patch of a finer teacher is skipped
+    finer = max(
+        math.ceil(maps.shape[-2 + axis] * batch_shape[axis] / grid[axis] / shape[axis])
+        for shape in img_shapes
+        for axis in (0, 1)
+    )
     rows, cols = grid[0] * finer, grid[1] * finer
     shapes = torch.tensor([tuple(s[:2]) for s in img_shapes], dtype=maps.dtype)
     shapes = shapes.to(maps.device, non_blocking=True)

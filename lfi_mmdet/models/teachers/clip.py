@@ -110,7 +110,13 @@ class CLIPTeacher(FrozenTeacher):
                 raise ValueError(
                     f'teacher.mode={mode!r} needs two blocks or more; {model} has one'
                 )
-            check_attention(blocks[-1].attn)
+            try:
+                check_attention(blocks[-1].attn)
+            except TypeError as error:
+                raise TypeError(
+                    f'teacher.mode={mode!r} redoes the last block of {model}, but '
+                    f"{error}; teacher.mode='last' takes the block as it is"
+                ) from error
         super().__init__(view=view_of(network), present=present)
         self.tokenizer = load_tokenizer(model, cache_dir)
         self.grid_size: tuple[int, int] = tuple(visual.grid_size)

@@ -121,6 +121,7 @@ class CoCaTeacher(FrozenTeacher):
                 or no row before it could predict it.
         """
         network: Any = self.network
+        prompts = fill_template(self.template, class_names)
         spans = [name_span(self.tokenizer, self.template, n) for n in class_names]
         shift = 0
         if self.token_row == 'predicts':
@@ -137,7 +138,7 @@ class CoCaTeacher(FrozenTeacher):
             row[: len(span)] = torch.tensor(span) - shift
             weight[: len(span)] = 1 / len(span)
         device = network.text.positional_embedding.device
-        tokens = self.tokenizer(fill_template(self.template, class_names)).to(device)
+        tokens = self.tokenizer(prompts).to(device)
         # later rows cannot change earlier ones in a causal decoder: cut them off
         length = max((span.stop for span in spans), default=0)
         embeds = [

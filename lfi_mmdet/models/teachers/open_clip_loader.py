@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from textwrap import shorten
 from types import ModuleType
 from typing import Any
 
@@ -86,8 +87,10 @@ def load_open_clip(
         try:
             return open_clip.create_model(model, **options)
         except Exception as error:
+            # of another architecture, thousands of keys do not fit
+            reason = shorten(str(error), 1000)
             raise RuntimeError(
-                f'open_clip cannot build teacher.model={model!r} with {source}: {error}'
+                f'open_clip cannot build teacher.model={model!r} with {source}: {reason}'
             ) from error
 
 

@@ -1,0 +1,124 @@
+"""Parameters and arithmetic of a detector."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from mmdet.models.detectors import BaseDetector
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from .reading import evaluation_mode
+
+#: Where the parts stand inside a detector, by the name of the module
+PARTS = dict(total='', backbone='backbone', interaction='backbone.interaction')
+
+
+@dataclass
+class FlopCount:
+    """Floating-point operations of one forward pass; a multiply-add counts as two.
+
+    Attributes:
+        total: All matrix products, convolutions and attention.
+        backbone: Of these, in the backbone.
+        interaction: Of these, in the interaction of queries and patches.
+        by_operator: The total by operator.
+        uncounted: How often operators from outside of PyTorch ran, for which no
+            formula is known.
+    """
+
+    total: int
+    backbone: int
+    interaction: int
+    by_operator: dict[str, int]
+    uncounted: dict[str, int]
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Parameters of the detector, its backbone and the backbone's interaction."""
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    return dict(
+        total=sum(sizes.values()),
+        backbone=sum(n for k, n in sizes.items() if k.startswith('backbone.')),
+        interaction=sum(
+            n
+            for k, n in sizes.items()
+            if k.startswith('backbone.interaction.') or k == 'backbone.queries'
+        ),
+    )
+
+
+def count_flops(model: nn.Module, *args: Any, **kwargs: Any) -> FlopCount:
+    """Count the operations of ``model(*args, **kwargs)`` in eval mode.
+
+    Fused attention is switched off meanwhile: PyTorch's counter has no formula for
+    the fused kernel of the CPU, and mmengine's analyser has none for attention.
+    """
+    foreign = _ForeignOperators()
+    counter = FlopCounterMode(display=False)
+    with evaluation_mode(model), sdpa_kernel(SDPBackend.MATH), counter, foreign:
+        model(*args, **kwargs)
+    counts, root = counter.get_flop_counts(), type(model).__name__
+    parts = {
+        part: sum(counts.get(f'{root}.{name}'.rstrip('.'), {}).values())
+        for part, name in PARTS.items()
+    }
+    return FlopCount(
+        **parts,
+        by_operator={str(op): n for op, n in counts['Global'].items()},
+        uncounted=dict(foreign.seen),
+    )
+
+
+class _ForeignOperators(TorchDispatchMode):
+    """Notes the operators that are not PyTorch's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func.namespace not in ('aten', 'prim', 'prims'):
+            self.seen[f'{func.namespace}::{func._schema.name.split("::")[-1]}'] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def full_proposals(model: BaseDetector) -> Iterator[Counter[str]]:
+    """Let the RPN hand on as many proposals as it may, whatever its weights.
+
+    The work of the RoI heads grows with the number of proposals that survive the
+    suppression, so without this an untrained detector would look cheaper or dearer
+    than another by chance. Detectors without an RPN are left alone.
+
+    Yields:
+        A counter; under ``'proposals'`` the number of the last image.
+    """
+    seen: Counter[str] = Counter()
+    rpn = getattr(model, 'rpn_head', None)
+    cfg = getattr(rpn, 'test_cfg', None)
+    if rpn is None or not cfg or 'nms' not in cfg:
+        yield seen
+        return
+    threshold, predict = cfg.nms.iou_threshold, rpn.predict
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        results = predict(*args, **kwargs)
+        seen['proposals'] = len(results[-1])
+        return results
+
+    cfg.nms.iou_threshold = 1.0
+    rpn.predict = counting
+    try:
+        yield seen
+    finally:
+        del rpn.predict
+        cfg.nms.iou_threshold = threshold

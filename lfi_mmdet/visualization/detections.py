@@ -1,0 +1,80 @@
+"""Pictures of predictions beside the ground truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from mmdet.models.detectors import BaseDetector
+from mmdet.registry import VISUALIZERS
+
+from lfi_mmdet.evaluation.reading import evaluation_mode
+
+from .figure import displayed_image, save_figure
+
+
+def draw_detections(
+    model: BaseDetector,
+    batches: Iterable[dict],
+    metainfo: dict,
+    path: str | Path,
+    max_images: int = 4,
+    score_thr: float = 0.3,
+    width: float = 4.0,
+) -> None:
+    """Draw boxes and masks, the ground truth on the left, predictions on the right.
+
+    Args:
+        model: Any mmdet detector.
+        batches: A dataloader such as :func:`interaction_dataloader`'s, with ground
+            truth in the coordinates of the transformed image.
+        metainfo: The dataset's, with ``classes`` and, if it has one, ``palette``.
+        path: The PNG file.
+        max_images: Images to draw, at most.
+        score_thr: Predictions with lower scores are left out.
+        width: Width of a column in inches.
+
+    Raises:
+        ValueError: If there are no images.
+    """
+    visualizer = VISUALIZERS.build(dict(type='DetLocalVisualizer'))
+    visualizer.dataset_meta = {'palette': 'random', **metainfo}
+    pairs = []
+    for batch in batches:
+        with evaluation_mode(model):
+            batch = model.data_preprocessor(batch, training=False)
+            samples = model.predict(
+                batch['inputs'], batch['data_samples'], rescale=False
+            )
+        for inputs, sample in islice(
+            zip(batch['inputs'], samples), max_images - len(pairs)
+        ):
+            image = displayed_image(inputs, sample, model.data_preprocessor)
+            sides = []
+            for side in ('gt', 'pred'):
+                visualizer.add_datasample(
+                    'image',
+                    image,
+                    sample,
+                    draw_gt=side == 'gt',
+                    draw_pred=side == 'pred',
+                    pred_score_thr=score_thr,
+                )
+                sides.append(visualizer.get_image())
+            pairs.append(sides)
+        if len(pairs) >= max_images:
+            break
+    if not pairs:
+        raise ValueError('there are no images to draw detections on')
+    heights = [width * left.shape[0] / left.shape[1] for left, _ in pairs]
+    figure = Figure(figsize=(2 * width, sum(heights) + 0.3), layout='constrained')
+    grid = figure.subplots(len(pairs), 2, squeeze=False, height_ratios=heights)
+    for axes, sides in zip(grid, pairs):
+        for axis, side in zip(axes, sides):
+            axis.imshow(side)
+            axis.set_axis_off()
+    grid[0][0].set_title('ground truth', fontsize=9)
+    grid[0][1].set_title(f'predictions with a score above {score_thr:g}', fontsize=9)
+    save_figure(figure, path)

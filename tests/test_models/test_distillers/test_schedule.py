@@ -1,0 +1,38 @@
+"""The weight of the distillation over the training."""
+
+from mmengine.logging import MessageHub
+
+import pytest
+from lfi_mmdet.models.distillers import LossSchedule
+
+
+def test_warm_up_rises_to_one_and_stays():
+    schedule = LossSchedule(warmup=4)
+    assert [schedule.factor(i, 100) for i in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+
+
+def test_from_stop_on_it_is_zero():
+    schedule = LossSchedule(stop=3)
+    assert [schedule.factor(i, 100) for i in range(5)] == [1, 1, 1, 0, 0]
+
+
+def test_fractions_are_shares_of_the_training():
+    schedule = LossSchedule(warmup=0.5, stop=0.75)
+    assert [schedule.factor(i, 8) for i in range(8)] == [0.25, 0.5, 0.75, 1, 1, 1, 0, 0]
+
+
+def test_it_follows_the_runner_and_is_constant_outside_of_one():
+    schedule = LossSchedule(warmup=10)
+    hub = MessageHub.get_current_instance()
+    assert schedule.current() == 1
+    hub.update_info('iter', 4)
+    hub.update_info('max_iters', 100)
+    assert schedule.current() == 0.5
+
+
+@pytest.mark.parametrize(
+    'kwargs', [dict(warmup=-1), dict(warmup=2.5), dict(stop=-0.5), dict(warmup=9, stop=5)]
+)
+def test_impossible_schedules_are_refused(kwargs):
+    with pytest.raises(ValueError, match='distiller.schedule'):
+        LossSchedule(**kwargs)

@@ -1,0 +1,195 @@
+"""The four losses of DESIGN section 2, by hand and by gradcheck."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+import pytest
+from lfi_mmdet.models.losses import (
+    InteractionAttentionLoss,
+    InteractionDynamicsLoss,
+    InteractionFeatureLoss,
+    InteractionRelationLoss,
+)
+from lfi_mmdet.models.losses.base import InteractionPair
+from lfi_mmdet.structures import InteractionSpec
+
+B, K, N, D, C = 2, 3, 5, 4, 6
+PRESENT = torch.tensor([[True, True, False], [True, True, True]])
+
+
+def make_loss(cls, **kwargs):
+    loss = cls(**kwargs)
+    loss.connect(InteractionSpec((0, 1), K, D, True), C)
+    return loss
+
+
+def make_pairs(layers=2, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator, dtype=dtype)
+
+    return [
+        InteractionPair(
+            log_attention=randn(B, K, N).log_softmax(-1),
+            target=randn(B, K, N).softmax(-1),
+            queries=randn(B, K, D),
+            features=randn(B, K, C),
+        )
+        for _ in range(layers)
+    ]
+
+
+LOSSES = [
+    InteractionAttentionLoss,
+    InteractionRelationLoss,
+    InteractionDynamicsLoss,
+    InteractionFeatureLoss,
+]
+
+
+@pytest.mark.parametrize('cls', LOSSES)
+def test_gradients_are_right(cls):
+    loss = make_loss(cls).double()
+    pairs = make_pairs()
+    logits = [torch.randn(B, K, N, dtype=torch.float64, requires_grad=True) for _ in pairs]
+    queries = [torch.randn(B, K, D, dtype=torch.float64, requires_grad=True) for _ in pairs]
+
+    def value(*inputs):
+        changed = [
+            InteractionPair(z.log_softmax(-1), pair.target, q, pair.features)
+            for pair, z, q in zip(pairs, inputs[:2], inputs[2:])
+        ]
+        return loss(changed, PRESENT)
+
+    assert torch.autograd.gradcheck(value, (*logits, *queries))
+    grads = torch.autograd.grad(value(*logits, *queries), (*logits, *queries), allow_unused=True)
+    assert any(g is not None and g.abs().sum() > 0 for g in grads)
+
+
+@pytest.mark.parametrize('cls', LOSSES)
+def test_absent_texts_weigh_nothing(cls):
+    loss = make_loss(cls).double()
+    pairs, other = make_pairs(), make_pairs()
+    for pair in other:  # only the row that PRESENT leaves out
+        pair.log_attention[0, 2] = torch.randn(N, dtype=torch.float64).log_softmax(-1)
+        pair.target[0, 2] = 0
+        pair.queries[0, 2] += 1
+        pair.features[0, 2] -= 1
+    assert loss(pairs, PRESENT).item() == pytest.approx(loss(other, PRESENT).item())
+
+
+@pytest.mark.parametrize('cls', LOSSES)
+def test_without_any_text_the_loss_is_zero_but_keeps_its_graph(cls):
+    loss = make_loss(cls).double()
+    pairs = make_pairs()
+    for pair in pairs:
+        pair.log_attention.requires_grad_()
+        pair.queries.requires_grad_()
+    value = loss(pairs, torch.zeros(B, K, dtype=torch.bool))
+    value.backward()
+    assert value.item() == 0
+    gradients = [
+        g for p in pairs for g in (p.log_attention.grad, p.queries.grad) if g is not None
+    ]
+    assert gradients and all(torch.isfinite(g).all() for g in gradients)
+
+
+@pytest.mark.parametrize('cls', LOSSES)
+def test_the_weight_scales_the_loss(cls):
+    one = make_loss(cls).double()
+    three = make_loss(cls, loss_weight=3.0).double()
+    three.load_state_dict(one.state_dict())
+    pairs = make_pairs()
+    assert three(pairs, PRESENT).item() == pytest.approx(3 * one(pairs, PRESENT).item())
+
+
+def test_attention_is_the_mean_divergence_over_layers_and_present_texts():
+    pairs = make_pairs()
+    total, count = 0.0, 0
+    for pair in pairs:
+        for b in range(B):
+            for k in range(K):
+                if PRESENT[b, k]:
+                    p, a = pair.target[b, k], pair.log_attention[b, k].exp()
+                    total += sum(float(x) * math.log(float(x / y)) for x, y in zip(p, a))
+                    count += 1
+    assert make_loss(InteractionAttentionLoss)(pairs, PRESENT).item() == pytest.approx(
+        total / count
+    )
+
+
+def test_attention_is_zero_for_equal_maps_even_where_they_vanish():
+    target = torch.tensor([[[0.0, 0.25, 0.75]]])
+    pair = InteractionPair(target.clamp(min=1e-30).log(), target, torch.zeros(1, 1, D))
+    loss = InteractionAttentionLoss()([pair], torch.ones(1, 1, dtype=torch.bool))
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_relation_compares_likeness_among_present_texts_only():
+    (pair,) = make_pairs(1)
+    loss = make_loss(InteractionRelationLoss, temperature=0.5)
+
+    def rows(x, image, texts):
+        unit = F.normalize(x[image, texts], dim=-1)
+        cosine = unit @ unit.T / 0.5
+        return [
+            cosine[i, [j for j in range(len(texts)) if j != i]].softmax(-1)
+            for i in range(len(texts))
+        ]
+
+    expected = []
+    for image, texts in ((0, [0, 1]), (1, [0, 1, 2])):
+        for p, q in zip(rows(pair.features, image, texts), rows(pair.queries, image, texts)):
+            expected.append((p * (p / q).log()).sum())
+    assert loss([pair], PRESENT).item() == pytest.approx(
+        torch.stack(expected).mean().item()
+    )
+
+
+def test_relation_is_zero_when_queries_relate_as_the_features_do():
+    (pair,) = make_pairs(1)
+    pair.queries = F.pad(pair.features, (0, 2)) * 7  # same cosines, other width and size
+    assert make_loss(InteractionRelationLoss)([pair], PRESENT).item() < 1e-12
+
+
+def test_dynamics_compares_changes_and_not_maps():
+    early, late = make_pairs(2)
+    # the student changes as the teacher does, from another start
+    change = late.target.log() - early.target.log()
+    early.log_attention = (torch.randn(B, K, N, dtype=torch.float64)).log_softmax(-1)
+    late.log_attention = early.log_attention + change
+    exact = make_loss(InteractionDynamicsLoss, smoothing=1e-12)
+    assert exact([early, late], PRESENT).item() < 1e-9
+    late.log_attention = early.log_attention
+    weight = (early.target + late.target) / 2
+    expected = (weight * change.abs()).sum(-1)[PRESENT].mean()
+    assert exact([early, late], PRESENT).item() == pytest.approx(expected.item())
+
+
+def test_dynamics_stays_finite_for_maps_with_zeros():
+    early, late = make_pairs(2)
+    early.target[..., 0], late.log_attention[..., 1] = 0.0, -1e4
+    assert math.isfinite(make_loss(InteractionDynamicsLoss)([early, late], PRESENT).item())
+
+
+def test_feature_is_one_minus_the_cosine_of_projected_queries():
+    (pair,) = make_pairs(1)
+    loss = make_loss(InteractionFeatureLoss).double()
+    cosine = F.cosine_similarity(loss.proj(pair.queries), pair.features, dim=-1)
+    expected = (1 - cosine)[PRESENT].mean()
+    assert loss([pair], PRESENT).item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize(
+    'cls, kwargs, message',
+    [
+        (InteractionRelationLoss, dict(temperature=0), 'temperature=0'),
+        (InteractionDynamicsLoss, dict(smoothing=1.5), 'smoothing=1.5'),
+    ],
+)
+def test_impossible_settings_are_refused(cls, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        cls(**kwargs)
