@@ -25,3 +25,23 @@ $(STAMP): $(REQS) setup.py
 	@echo "[4/4] lfi_mmdet itself"
 	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
+
+.PHONY: demo test lint test-forks clean
+demo: setup  ## Train Mask R-CNN with and without LFI on generated scenes (minutes)
+	$(BIN)/python -W ignore tools/demo.py
+
+test: setup  ## Lint and run all tests
+	@$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test-forks:  ## The tests on the onedl-mm* forks, in an environment of their own
+	$(MAKE) VENV=.venv-forks MM_REQS=requirements/openmmlab-forks.txt setup
+	.venv-forks/bin/python -m pytest $(PYTEST_ARGS)
+
+clean:  ## Remove what the demo wrote
+	rm -rf demo_output

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 from mmdet.registry import MODELS
 
 T = TypeVar('T')
 
 
-def build_part(cfg: dict, base: type[T], key: str, **kwargs: Any) -> T:
+def build_part(cfg: dict, base: Callable[..., T], key: str, **kwargs: Any) -> T:
     """Build a registered subclass of ``base``.
 
     Args:
         cfg: Config with ``type``.
-        base: What the class must derive from.
+        base: Class, possibly abstract, that the built one must derive from.
         key: Where ``cfg`` stands in the config, for error messages.
         **kwargs: Further arguments of the constructor.
 
@@ -25,6 +26,7 @@ def build_part(cfg: dict, base: type[T], key: str, **kwargs: Any) -> T:
     """
     if not isinstance(cfg, dict) or 'type' not in cfg:
         raise TypeError(f'{key}={cfg!r} is not a config with a "type"')
+    parent = cast(type, base)  # typed as a callable: mypy wants no abstract type[T]
     found = cfg['type']
     if isinstance(found, str):
         found = MODELS.get(found)
@@ -32,7 +34,7 @@ def build_part(cfg: dict, base: type[T], key: str, **kwargs: Any) -> T:
             choices = sorted(
                 name
                 for name, cls in MODELS.module_dict.items()
-                if isinstance(cls, type) and issubclass(cls, base)
+                if isinstance(cls, type) and issubclass(cls, parent)
             )
             close = difflib.get_close_matches(cfg['type'], choices, 1)
             hint = f' (did you mean {close[0]!r}?)' if close else ''
@@ -40,6 +42,6 @@ def build_part(cfg: dict, base: type[T], key: str, **kwargs: Any) -> T:
                 f'{key}.type={cfg["type"]!r} is not registered{hint}; '
                 f'choose from {choices}'
             )
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise TypeError(f'{key}.type={cfg["type"]!r} is not a {base.__name__}')
+    if not (isinstance(found, type) and issubclass(found, parent)):
+        raise TypeError(f'{key}.type={cfg["type"]!r} is not a {parent.__name__}')
     return MODELS.build({**cfg, **kwargs})

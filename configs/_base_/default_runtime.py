@@ -6,4 +6,6 @@ default_hooks = dict(
     dataset_check=dict(type='DatasetCheckHook'),
     # the texts of an LFI teacher are the class names of the training dataset
     class_names=dict(type='ClassNamesHook'),
+    # a resumed run repeats an uninterrupted one; see also persistent_workers
+    iteration_seed=dict(type='IterationSeedHook'),
 )

@@ -5,3 +5,5 @@ _base_ = [
     '../_base_/schedules/vit_1x.py',
     '../_base_/default_runtime.py',
 ]
+
+train_dataloader = dict(persistent_workers=False)

@@ -5,9 +5,7 @@ _base_ = './mask-rcnn_vit-t_coco-mini.py'
 
 model = dict(
     type='LFIMaskRCNN',
-    backbone=dict(
-        num_queries=80, interaction_layers=(2, 5, 8, 11), init_cfg=None
-    ),
+    backbone=dict(num_queries=80, interaction_layers=(2, 5, 8, 11), init_cfg=None),
     teacher=dict(type='GroundTruthTeacher', grid_size=40),
     distiller=dict(
         type='InteractionDistiller',

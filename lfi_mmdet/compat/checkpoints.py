@@ -35,18 +35,20 @@ def _method_of(owner: type, name: str) -> Any:
     )
 
 
-def _numpy_globals() -> list[Callable | tuple[Callable, str]]:
-    # Found in the way numpy itself names them, old and new
+def _safe_globals() -> list[tuple[Callable, str]]:
+    # As numpy itself names them in a pickle, in version 1 and 2
     reconstruct: Any = np.zeros(1).__reduce__()[0]
     scalar: Any = np.float64(0).__reduce__()[0]
-    named: list[Any] = [
-        (function, f'{package}.multiarray.{name}')
-        for package in ('numpy.core', 'numpy._core')
-        for function, name in ((reconstruct, '_reconstruct'), (scalar, 'scalar'))
-    ]
+    named: list[tuple[Callable, str]] = [(_method_of, 'builtins.getattr')]
+    for package in ('numpy.core', 'numpy._core'):
+        named.append((reconstruct, f'{package}.multiarray._reconstruct'))
+        named.append((scalar, f'{package}.multiarray.scalar'))
     kinds = '?SU' + np.typecodes['AllInteger'] + np.typecodes['AllFloat']
     dtypes = {type(np.dtype(kind)) for kind in kinds}
-    return [*named, np.ndarray, np.dtype, *dtypes]
+    classes = (*_METHOD_OWNERS, ConfigDict, np.ndarray, np.dtype, *dtypes)
+    # Classes could go without their names. But onedl-mmengine adds some of them for
+    # each load and takes them away again, which leaves named entries alone.
+    return named + [(c, f'{c.__module__}.{c.__qualname__}') for c in classes]
 
 
 def register_safe_globals() -> None:
@@ -54,13 +56,5 @@ def register_safe_globals() -> None:
 
     Does nothing before torch 2.6, which loads such files without being told.
     """
-    if digit_version(torch.__version__) < digit_version('2.6.0'):
-        return
-    torch.serialization.add_safe_globals(
-        [
-            *_numpy_globals(),
-            *_METHOD_OWNERS,
-            (_method_of, 'builtins.getattr'),
-            ConfigDict,
-        ]
-    )
+    if digit_version(torch.__version__) >= digit_version('2.6.0'):
+        torch.serialization.add_safe_globals([*_safe_globals()])

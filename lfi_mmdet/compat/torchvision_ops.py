@@ -17,7 +17,7 @@ import torchvision  # noqa: F401
 from torch import Tensor
 
 _MAX_POOLING = 0
-_NAIVE, _LINEAR, _GAUSSIAN = 0, 1, 2
+_LINEAR, _GAUSSIAN = 1, 2  # methods of Soft-NMS; 0 is naive
 
 
 def _at_least_float32(*tensors: Tensor) -> list[Tensor]:

@@ -1,5 +1,6 @@
 from .complexity import FlopCount, count_flops, count_parameters
 from .dataloader import interaction_dataloader
+from .demo_batch import DemoBatch
 from .interaction_divergence import (
     InteractionDivergence,
     LayerDivergence,
@@ -7,7 +8,7 @@ from .interaction_divergence import (
 )
 from .reading import InteractionReading, evaluation_mode, read_interactions
 from .report import run_info, write_json
-from .timing import DemoBatch, Timing, time_in_turns
+from .timing import Timing, time_in_turns
 
 __all__ = [
     'DemoBatch',

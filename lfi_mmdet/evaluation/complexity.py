@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mmdet.models.detectors import BaseDetector
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,8 +27,9 @@ class FlopCount:
         backbone: Of these, in the backbone.
         interaction: Of these, in the interaction of queries and patches.
         by_operator: The total by operator.
-        uncounted: How often operators from outside of PyTorch ran, for which no
-            formula is known.
+        uncounted: How often operators from outside of PyTorch ran, such as
+            torchvision's, for which no formula is known. Those that mmcv compiles
+            bypass PyTorch's dispatcher and cannot be seen.
     """
 
     total: int
@@ -54,16 +53,29 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
     )
 
 
-def count_flops(model: nn.Module, *args: Any, **kwargs: Any) -> FlopCount:
-    """Count the operations of ``model(*args, **kwargs)`` in eval mode.
+def count_flops(model: nn.Module, run: Callable[[], object]) -> FlopCount:
+    """Count the operations of a forward pass in eval mode.
 
     Fused attention is switched off meanwhile: PyTorch's counter has no formula for
     the fused kernel of the CPU, and mmengine's analyser has none for attention.
+
+    Args:
+        model: What is run.
+        run: Calls ``model(...)`` once.
     """
     foreign = _ForeignOperators()
     counter = FlopCounterMode(display=False)
-    with evaluation_mode(model), sdpa_kernel(SDPBackend.MATH), counter, foreign:
-        model(*args, **kwargs)
+    # the counter stumbles over views of parameters, which ask for gradients even
+    # under no_grad
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        with evaluation_mode(model), sdpa_kernel(SDPBackend.MATH), counter, foreign:
+            run()
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
     counts, root = counter.get_flop_counts(), type(model).__name__
     parts = {
         part: sum(counts.get(f'{root}.{name}'.rstrip('.'), {}).values())
@@ -89,36 +101,3 @@ class _ForeignOperators(TorchDispatchMode):
         if func.namespace not in ('aten', 'prim', 'prims'):
             self.seen[f'{func.namespace}::{func._schema.name.split("::")[-1]}'] += 1
         return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def full_proposals(model: BaseDetector) -> Iterator[Counter[str]]:
-    """Let the RPN hand on as many proposals as it may, whatever its weights.
-
-    The work of the RoI heads grows with the number of proposals that survive the
-    suppression, so without this an untrained detector would look cheaper or dearer
-    than another by chance. Detectors without an RPN are left alone.
-
-    Yields:
-        A counter; under ``'proposals'`` the number of the last image.
-    """
-    seen: Counter[str] = Counter()
-    rpn = getattr(model, 'rpn_head', None)
-    cfg = getattr(rpn, 'test_cfg', None)
-    if rpn is None or not cfg or 'nms' not in cfg:
-        yield seen
-        return
-    threshold, predict = cfg.nms.iou_threshold, rpn.predict
-
-    def counting(*args: Any, **kwargs: Any) -> Any:
-        results = predict(*args, **kwargs)
-        seen['proposals'] = len(results[-1])
-        return results
-
-    cfg.nms.iou_threshold = 1.0
-    rpn.predict = counting
-    try:
-        yield seen
-    finally:
-        del rpn.predict
-        cfg.nms.iou_threshold = threshold

@@ -24,8 +24,8 @@ def interaction_dataloader(
 
     The images go through the test pipeline of the config, but annotations are loaded
     before they are transformed: the pipelines of mmdet load them afterwards, in the
-    coordinates of the original image. The order is that of the annotation file, and
-    no image is left out, empty ones included.
+    coordinates of the original image. Every image comes once, in the order of the
+    annotation file, empty ones included.
 
     Args:
         cfg: Config of a detector.
@@ -46,12 +46,15 @@ def interaction_dataloader(
         raise ValueError(f'max_images={max_images} is less than 1')
     pipeline = next(_leaves(cfg.val_dataloader.dataset)).get('pipeline', [])
     pipeline = _annotations_first(pipeline, _loads_masks(cfg))
-    dataset_cfg = copy.deepcopy(cfg[f'{split}_dataloader'].dataset)
-    for leaf in _leaves(dataset_cfg):
+    # wrappers that repeat, sample or mix images are left out
+    leaves = list(_leaves(copy.deepcopy(cfg[f'{split}_dataloader'].dataset)))
+    for leaf in leaves:
         leaf['pipeline'] = pipeline
         leaf['test_mode'] = True  # otherwise images without annotations are dropped
-        leaf.pop('filter_cfg', None)
-    dataset = DATASETS.build(dataset_cfg)
+    whole = (
+        leaves[0] if len(leaves) == 1 else dict(type='ConcatDataset', datasets=leaves)
+    )
+    dataset = DATASETS.build(whole)
     length = len(dataset) if max_images is None else min(max_images, len(dataset))
     return DataLoader(
         dataset,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from mmdet.structures import DetDataSample, SampleList
@@ -68,20 +69,22 @@ def read_interactions(model: LFIMixin, batch: dict) -> InteractionReading:
             'model.teacher is None: there is nothing to compare the queries with; '
             'choose a config with a teacher'
         )
-    with evaluation_mode(model):
-        batch = model.data_preprocessor(batch, training=False)
+    detector: Any = model  # the mixin's type knows nothing of the detector's parts
+    backbone, preprocessor = detector.backbone, detector.data_preprocessor
+    with evaluation_mode(detector):
+        batch = preprocessor(batch, training=False)
         inputs, samples = batch['inputs'], batch['data_samples']
-        targets = model.teacher(inputs, samples, model.data_preprocessor)
+        targets = model.teacher(inputs, samples, preprocessor)
         shapes = [sample.img_shape for sample in samples]
-        patch = model.backbone.patch_size
-        with model.backbone.interactions(shapes) as trace:
-            model.backbone(inputs)
+        patch = backbone.patch_size
+        with backbone.interactions(shapes) as trace:
+            backbone(inputs)
         pairs = model.distiller.align(trace, targets, shapes, (patch, patch))
     valid = trace.valid
     if valid is None:
         count = trace.grid[0] * trace.grid[1]
         valid = torch.ones(len(samples), count, dtype=torch.bool, device=inputs.device)
-    blocks = model.backbone.interaction_spec.layers
+    blocks = backbone.interaction_spec.layers
     return InteractionReading(
         inputs=inputs,
         data_samples=samples,

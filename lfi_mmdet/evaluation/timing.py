@@ -6,13 +6,11 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from mmdet.models.detectors import BaseDetector
-from mmdet.testing import demo_mm_inputs
 from torch import nn
-
-from .reading import evaluation_mode
+from tqdm import tqdm
 
 
 @dataclass
@@ -41,67 +39,21 @@ class Timing:
         low, _, high = statistics.quantiles(self.times, n=4, method='inclusive')
         return high - low
 
-
-class DemoBatch:
-    """One random image with random ground truth, and what a detector does with it.
-
-    Args:
-        model: The detector.
-        shape: (height, width) of the image in pixels, before padding.
-        num_boxes: Objects in the image.
-    """
-
-    def __init__(
-        self, model: BaseDetector, shape: tuple[int, int], num_boxes: int = 10
-    ) -> None:
-        self.model = model
-        # its labels start at 1, as though 0 were the background
-        self.data = demo_mm_inputs(
-            batch_size=1,
-            image_shapes=(3, *shape),
-            num_items=[num_boxes],
-            num_classes=num_classes(model) + 1,
-            with_mask=True,
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, ready for JSON."""
+        return dict(
+            median_s=self.median,
+            spread_s=self.spread,
+            peak_memory=self.peak_memory,
+            times_s=self.times,
         )
-        for sample in self.data['data_samples']:
-            sample.gt_instances.labels -= 1
-            sample.set_metainfo(dict(scale_factor=(1.0, 1.0)))
-        self.inputs = model.data_preprocessor(self.data, training=False)
-
-    def forward(self) -> None:
-        """Run all of the network, without the post-processing of its detections."""
-        with evaluation_mode(self.model):
-            self.model(**self.inputs, mode='tensor')
-
-    def train_step(self) -> None:
-        """Losses and gradients of one step, without the optimizer's update."""
-        self.model.train()
-        batch = self.model.data_preprocessor(self.data, training=True)
-        loss, _ = self.model.parse_losses(self.model(**batch, mode='loss'))
-        loss.backward()
-        self.model.zero_grad(set_to_none=True)
-
-
-def num_classes(model: nn.Module) -> int:
-    """Number of classes of a one- or two-stage detector.
-
-    Raises:
-        TypeError: If its heads do not tell.
-    """
-    heads = getattr(model, 'roi_head', model)
-    head = getattr(heads, 'bbox_head', None)
-    head = head[-1] if isinstance(head, nn.ModuleList) else head
-    if not hasattr(head, 'num_classes'):
-        raise TypeError(
-            f'cannot tell the number of classes of a {type(model).__name__}'
-        )
-    return head.num_classes
 
 
 def time_in_turns(
     runs: Sequence[tuple[nn.Module, Callable[[], None]]],
     repeat: int,
     warmup: int = 2,
+    progress: str | None = None,
 ) -> list[Timing]:
     """Time A, B, A, B, ... so that whatever drifts drifts for all alike.
 
@@ -109,12 +61,18 @@ def time_in_turns(
         runs: Per model, the model and what to time.
         repeat: Timed runs of each.
         warmup: Runs of each beforehand, not timed.
+        progress: Title of a progress bar; None for no bar.
+
+    Raises:
+        ValueError: If nothing is to be timed.
     """
     if repeat < 1:
         raise ValueError(f'repeat={repeat} is less than 1')
     times: list[list[float]] = [[] for _ in runs]
     peaks: list[int | None] = [None for _ in runs]
-    for turn in range(-warmup, repeat):
+    for turn in tqdm(
+        range(-warmup, repeat), progress, ncols=70, disable=progress is None
+    ):
         for i, (model, run) in enumerate(runs):
             device = next(model.parameters()).device
             before = _start_memory(device)

@@ -6,9 +6,13 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 from mmdet.models.detectors import BaseDetector
 from mmdet.registry import VISUALIZERS
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
+from torch import Tensor
 
 from lfi_mmdet.evaluation.reading import evaluation_mode
 
@@ -39,9 +43,10 @@ def draw_detections(
     Raises:
         ValueError: If there are no images.
     """
-    visualizer = VISUALIZERS.build(dict(type='DetLocalVisualizer'))
+    # not built: that would enter it among mmengine's global instances
+    visualizer = VISUALIZERS.get('DetLocalVisualizer')(alpha=0.5)
     visualizer.dataset_meta = {'palette': 'random', **metainfo}
-    pairs = []
+    pairs: list[list[np.ndarray]] = []
     for batch in batches:
         with evaluation_mode(model):
             batch = model.data_preprocessor(batch, training=False)
@@ -52,6 +57,7 @@ def draw_detections(
             zip(batch['inputs'], samples), max_images - len(pairs)
         ):
             image = displayed_image(inputs, sample, model.data_preprocessor)
+            image, sample = magnify(image, sample)
             sides = []
             for side in ('gt', 'pred'):
                 visualizer.add_datasample(
@@ -72,9 +78,41 @@ def draw_detections(
     figure = Figure(figsize=(2 * width, sum(heights) + 0.3), layout='constrained')
     grid = figure.subplots(len(pairs), 2, squeeze=False, height_ratios=heights)
     for axes, sides in zip(grid, pairs):
-        for axis, side in zip(axes, sides):
-            axis.imshow(side)
+        for axis, drawn in zip(axes, sides):
+            axis.imshow(drawn)
             axis.set_axis_off()
     grid[0][0].set_title('ground truth', fontsize=9)
     grid[0][1].set_title(f'predictions with a score above {score_thr:g}', fontsize=9)
     save_figure(figure, path)
+
+
+def magnify(
+    image: np.ndarray, sample: DetDataSample, side: int = 384
+) -> tuple[np.ndarray, DetDataSample]:
+    """Enlarge a small image, so that lines and labels do not cover its objects.
+
+    Args:
+        image: (height, width, 3).
+        sample: Its ground truth and predictions; not changed.
+        side: Longer side, in pixels, that is about right.
+
+    Returns:
+        Both, enlarged by the whole number that comes closest to ``side``.
+    """
+    factor = max(1, round(side / max(image.shape[:2])))
+    sample = sample.clone()
+
+    def enlarge(array: np.ndarray) -> np.ndarray:
+        return array.repeat(factor, -2).repeat(factor, -1)
+
+    for instances in (sample.gt_instances, sample.pred_instances):
+        instances.bboxes = instances.bboxes * factor
+        if 'masks' in instances:
+            masks = instances.masks
+            array = (
+                masks.cpu().numpy() if isinstance(masks, Tensor) else masks.to_ndarray()
+            )
+            height, width = (length * factor for length in image.shape[:2])
+            enlarged = enlarge(array.astype(np.uint8))[:, :height, :width]
+            instances.masks = BitmapMasks(enlarged, height, width)
+    return enlarge(image.transpose(2, 0, 1)).transpose(1, 2, 0), sample

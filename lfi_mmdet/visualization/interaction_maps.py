@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -109,7 +110,8 @@ def _panels(
         return relative_map(values, reading, image, shape)
 
     teacher = relative(reading.pairs[-1].target[image, text])
-    panels = [MapPanel('teacher', teacher)]
+    title = '' if last_only else f', layer {reading.layers[-1][1]}'
+    panels = [MapPanel('teacher' + title, teacher)]
     first = len(reading.pairs) - 1 if last_only else 0
     for pair, (block, _) in zip(reading.pairs[first:], reading.layers[first:]):
         log_map = pair.log_attention[image, text]
@@ -176,11 +178,12 @@ def draw_interaction_maps(
     # the height of a row follows its image, so that no row is framed by white
     heights = [cell * row.image.shape[0] / row.image.shape[1] + 0.25 for row in rows]
     figure = Figure(
-        figsize=(cell * columns + 0.3, sum(heights) + 0.25), layout='constrained'
+        figsize=(cell * columns + 0.6, sum(heights) + 0.25), layout='constrained'
     )
     grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
     for r, (row, axes) in enumerate(zip(rows, grid)):
-        norm = PowerNorm(0.5, vmin=0, vmax=max(float(row.panels[0].values.max()), 2))
+        top = max(float(row.panels[0].values.max()), 2.0)
+        norm = PowerNorm(0.5, vmin=0, vmax=top)
         axes[0].imshow(row.image)
         axes[0].set_ylabel(row.label, fontsize=9)
         _finish(axes[0], row, 'image' if r == 0 else '')
@@ -190,6 +193,13 @@ def draw_interaction_maps(
             if panel.kl is not None:
                 lines.append(f'KL {panel.kl:.2f}')
             _finish(axis, row, '\n'.join(lines))
+        bar = figure.colorbar(
+            ScalarMappable(norm, 'inferno'), ax=axes, pad=0.01, aspect=25
+        )
+        bar.set_ticks([0, 1, top], labels=['0', '1', f'{top:.0f}'])
+        bar.ax.tick_params(labelsize=7)
+        if r == 0:
+            bar.set_label('times uniform attention', fontsize=7)
     save_figure(figure, path)
 
 

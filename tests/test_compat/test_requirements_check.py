@@ -1,12 +1,14 @@
 """What is missing is said before a deep import fails."""
 
+import subprocess
+import sys
 import warnings
 from importlib.util import find_spec
 
 import mmengine
 import pytest
 
-from lfi_mmdet.compat import requirements_check
+from lfi_mmdet.compat import requirements_check, setup
 
 
 @pytest.fixture
@@ -39,6 +41,25 @@ def test_all_missing_packages_are_named_at_once(hide):
     hide('mmcv', 'mmdet', 'torch')
     with pytest.raises(ImportError, match='needs torch, mmcv, mmdet, not found'):
         requirements_check.check_requirements()
+
+
+def test_setup_checks_first(hide):
+    hide('mmdet')
+    with pytest.raises(ImportError, match='needs mmdet, not found'):
+        setup()
+
+
+def test_the_message_comes_without_torch_and_mmengine_to_import():
+    script = """
+import sys
+sys.modules.update(dict.fromkeys(('torch', 'mmengine', 'numpy')))
+from lfi_mmdet.compat import setup
+setup()
+"""
+    done = subprocess.run(
+        [sys.executable, '-c', script], capture_output=True, text=True, timeout=60
+    )
+    assert 'ImportError: lfi_mmdet needs torch, mmengine, not found' in done.stderr
 
 
 def with_pkg_resources():

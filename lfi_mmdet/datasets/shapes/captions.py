@@ -73,7 +73,7 @@ def _adjectives(rng: np.random.Generator, group: Sequence[_Seen]) -> list[str]:
     look = shared({s.texture for s in group}, 0.5)
     look += shared({s.colour for s in group}, 0.8)
     hidden = [s.share < 0.75 for s in group]
-    start = ['partly hidden'] * (all(hidden) and rng.random() < 0.4)
+    start = ['partly visible'] * (all(hidden) and rng.random() < 0.4)
     return start + size + [look[i] for i in rng.permutation(len(look))]
 
 

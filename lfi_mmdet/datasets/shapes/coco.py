@@ -40,9 +40,9 @@ def trace(mask: np.ndarray) -> list[float] | None:
         that never touches itself.
     """
     edges = _border(mask)
+    # Where two pixels touch at a corner only one way on is kept, so that a walk
+    # cannot take every edge
     follow = dict(edges)
-    if len(follow) != len(edges):
-        return None
     # The first edge starts at the top left corner of the topmost pixels
     first = here = edges[0][0]
     heading = (0, 0)

@@ -78,7 +78,8 @@ class SceneConfig:
     @property
     def class_names(self) -> tuple[str, ...]:
         """The resolved class names, in the order of their category ids."""
-        return choose_classes(self.classes)
+        assert not isinstance(self.classes, int)  # resolved in __post_init__
+        return self.classes
 
     def to_dict(self) -> dict[str, Any]:
         """All choices as plain JSON values."""

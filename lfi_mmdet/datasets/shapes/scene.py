@@ -14,7 +14,7 @@ from .textures import COLOURS, TEXTURES, sample_colour
 # Alphas are rasterised this much finer than the image
 _FINE = 4
 _PLACE_TRIES = 24
-_SCENE_TRIES = 50
+_SCENE_TRIES = 20
 
 _TURN = np.linspace(0, 2 * np.pi, 64, endpoint=False)
 _UNIT_CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1)
@@ -44,7 +44,8 @@ def rasterise(points: np.ndarray, side: int) -> tuple[Window, np.ndarray]:
     if w == 0 or h == 0:
         return window, np.zeros((h, w), np.float32)
     fine = np.zeros((h * _FINE, w * _FINE), np.uint8)
-    # cv2 counts pixel centres as integers, and the shift gives 1/16 pixels
+    # cv2 counts pixel centres as integers, and the shift gives 1/16 pixels. It
+    # fills whatever it touches: shapes grow by an eighth of an image pixel
     corners = np.rint(((points - low) * _FINE - 0.5) * 16).astype(np.int32)
     cv2.fillPoly(fine, [corners], (255,), shift=4)
     alpha = cv2.resize(fine, (int(w), int(h)), interpolation=cv2.INTER_AREA)
@@ -151,7 +152,7 @@ def _rotation(angle: float) -> np.ndarray:
 
 def _blob(rng: np.random.Generator, side: int, max_extent: float) -> Item:
     # Uneven enough that it never passes for a circle or an ellipse
-    heights, phases = rng.uniform(0.1, 0.3, 4), rng.uniform(0, 2 * np.pi, 4)
+    heights, phases = rng.uniform(0.14, 0.34, 4), rng.uniform(0, 2 * np.pi, 4)
     waves = np.sin(np.outer([2, 3, 4, 5], _TURN) + phases[:, None])
     radius = 1 + heights @ waves
     points = np.maximum(radius, 0.2)[:, None] * _UNIT_CIRCLE

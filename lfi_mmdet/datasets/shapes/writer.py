@@ -266,7 +266,7 @@ def generate_dataset(
         ValueError: If a number is out of its range.
         FileExistsError: If something else is in the way.
     """
-    out = Path(out)
+    out = Path(out).resolve()
     config = config or SceneConfig()
     images = dict(train=train, val=val, unlabeled=unlabeled)
     for name, value in images.items():

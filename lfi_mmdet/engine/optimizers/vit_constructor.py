@@ -60,7 +60,8 @@ class ViTOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """
 
     def _validate_cfg(self) -> None:
-        cfg = self.paramwise_cfg = dict(self.paramwise_cfg or {})
+        self.paramwise_cfg: dict = dict(self.paramwise_cfg or {})
+        cfg = self.paramwise_cfg
         unknown = cfg.keys() - {'layer_decay', 'num_layers'}
         if unknown:
             raise ValueError(

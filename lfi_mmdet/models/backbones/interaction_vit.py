@@ -179,7 +179,9 @@ class InteractionViT(BaseModule):
     @staticmethod
     def _check_layers(name: str, layers: Sequence[int], depth: int) -> tuple[int, ...]:
         if not is_seq_of(layers, int) or not layers:
-            raise ValueError(f'backbone.{name}={layers!r} is not a list of block indices')
+            raise ValueError(
+                f'backbone.{name}={layers!r} is not a list of block indices'
+            )
         bad = [i for i in layers if not -depth <= i < depth]
         if bad:
             raise ValueError(f'backbone.{name}={layers}: no block {bad} among {depth}')
@@ -252,7 +254,9 @@ class InteractionViT(BaseModule):
         finally:
             self._trace = self._img_shapes = None
 
-    def freeze_unreached(self, last_map: int | None, last_query: int | None) -> list[str]:
+    def freeze_unreached(
+        self, last_map: int | None, last_query: int | None
+    ) -> list[str]:
         """Freeze the interaction parameters that no loss reaches.
 
         DDP with ``find_unused_parameters=False`` needs a gradient for every trainable

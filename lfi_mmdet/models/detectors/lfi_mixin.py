@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmdet.structures import SampleList
 from mmengine.logging import print_log
@@ -14,8 +14,13 @@ from lfi_mmdet.models.teachers import FrozenTeacher
 from lfi_mmdet.registry import build_part
 from lfi_mmdet.structures import InteractionSpec, InteractionTargets, InteractionTrace
 
+if TYPE_CHECKING:
+    from mmdet.models.detectors.base import BaseDetector as Detector
+else:
+    Detector = object  # whichever mmdet detector follows in the bases
 
-class LFIMixin:
+
+class LFIMixin(Detector):
     """Teacher and distiller beside an mmdet detector; put it before the detector.
 
     The detector's own methods stay as they are: the losses of the distiller join
@@ -98,7 +103,7 @@ class LFIMixin:
         if known is None:
             self.teacher.set_class_names(class_names)
 
-    # -- mmdet's triad -------------------------------------------------------------------
+    # -- mmdet's triad ----------------------------------------------------------------
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict:
         """Detection losses and, with a teacher, ``loss_lfi_*``."""
         losses, trace, targets = self.loss_with_interactions(
@@ -120,7 +125,7 @@ class LFIMixin:
     ) -> tuple[dict, InteractionTrace, InteractionTargets | None]:
         """Detection losses, what the queries did, and what the teacher did."""
         targets = None
-        if self.distiller is not None and self.distiller.active:
+        if self.teacher and self.distiller and self.distiller.active:
             targets = self.teacher(
                 batch_inputs, batch_data_samples, self.data_preprocessor
             )
@@ -138,7 +143,7 @@ class LFIMixin:
         with self.backbone.interactions(shapes, record=False):
             return super().predict(batch_inputs, batch_data_samples, **kwargs)
 
-    # -- the teacher's contracts ---------------------------------------------------------
+    # -- the teacher's contracts ------------------------------------------------------
     def init_weights(self) -> None:
         """Initialise the student and check that the teacher is untouched."""
         super().init_weights()

@@ -72,8 +72,10 @@ class InteractionDistiller(BaseModule):
             loss.connect(student, feature_dims)
             built[name] = loss
         if not built:
-            raise ValueError('distiller.losses names no loss; set model.teacher=None '
-                             'to train the student alone')
+            raise ValueError(
+                'distiller.losses names no loss; set model.teacher=None '
+                'to train the student alone'
+            )
         self.losses = nn.ModuleDict(built)
 
     def _check(self, name: str, loss: InteractionLoss, dims: int | None) -> None:
@@ -140,7 +142,9 @@ class InteractionDistiller(BaseModule):
                 InteractionPair(
                     log_attention=student_log_attention(trace.logits[s], trace.valid),
                     target=resampled[:, wanted.index(t)],
-                    queries=queries if queries.dtype == torch.float64 else queries.float(),
+                    queries=queries
+                    if queries.dtype == torch.float64
+                    else queries.float(),
                     features=features,
                 )
             )

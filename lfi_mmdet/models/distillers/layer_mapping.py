@@ -28,7 +28,7 @@ def map_layers(rule: str, num_student: int, num_teacher: int) -> list[tuple[int,
         )
     if num_student < 1 or num_teacher < 1:
         raise ValueError(
-            f'cannot pair {num_student} student layers with {num_teacher} teacher layers'
+            f'cannot pair {num_student} student layers with {num_teacher} of a teacher'
         )
     if rule == 'last':
         return [(num_student - 1, num_teacher - 1)]

@@ -39,7 +39,9 @@ class LossSchedule:
         """
 
         def iterations(value: float) -> float:
-            return value * max_iters if isinstance(value, float) and value < 1 else value
+            return (
+                value * max_iters if isinstance(value, float) and value < 1 else value
+            )
 
         if self.stop is not None and iteration >= iterations(self.stop):
             return 0.0

@@ -90,7 +90,8 @@ def load_open_clip(
             # of another architecture, thousands of keys do not fit
             reason = shorten(str(error), 1000)
             raise RuntimeError(
-                f'open_clip cannot build teacher.model={model!r} with {source}: {reason}'
+                f'open_clip cannot build teacher.model={model!r} with {source}: '
+                f'{reason}'
             ) from error
 
 

@@ -43,9 +43,14 @@ class QueryInteraction(nn.Module):
         feedback: bool = True,
     ) -> None:
         super().__init__()
-        for name, value in (('embed_dims', embed_dims), ('attn_channels', attn_channels)):
+        for name, value in (
+            ('embed_dims', embed_dims),
+            ('attn_channels', attn_channels),
+        ):
             if value % num_heads:
-                raise ValueError(f'{name}={value} does not divide into {num_heads} heads')
+                raise ValueError(
+                    f'{name}={value} does not divide into {num_heads} heads'
+                )
         self.num_heads = num_heads
         self.norm_tokens = nn.LayerNorm(embed_dims, eps=1e-6)
 
@@ -144,7 +149,7 @@ class QueryInteraction(nn.Module):
 
     def parameters_reading(self) -> list[nn.Parameter]:
         """Parameters that only reach a loss through queries updated by a reading."""
-        modules = [self.read_value, self.read_out]
+        modules: list[nn.Module] = [self.read_value, self.read_out]
         if self.relation is not None:
             modules.append(self.relation)
         return [p for module in modules for p in module.parameters()]

@@ -35,7 +35,9 @@ def load_text_embeddings(path: str | Path) -> Tensor:
     return array
 
 
-def queries_from_texts(embeddings: Tensor, embed_dims: int, std: float = 0.02) -> Tensor:
+def queries_from_texts(
+    embeddings: Tensor, embed_dims: int, std: float = 0.02
+) -> Tensor:
     """Carry the geometry of text embeddings over to queries of another width.
 
     The normalised embeddings are expressed in their principal directions, of which

@@ -52,7 +52,7 @@ class ViTAttention(nn.Module):
             .permute(2, 0, 3, 1, 4)
         )
         bias = None
-        if self.rel_pos_h is not None:
+        if self.rel_pos_h is not None and self.rel_pos_w is not None:
             bias = get_decomposed_rel_pos_bias(
                 q.flatten(0, 1), self.rel_pos_h, self.rel_pos_w, (h, w), (h, w)
             ).view(b, self.num_heads, h * w, h * w)
@@ -92,7 +92,9 @@ class ViTBlock(nn.Module):
         self.window_size = window_size
 
         def layer_scale() -> nn.Module:
-            return nn.Identity() if init_values is None else LayerScale(dims, init_values)
+            return (
+                nn.Identity() if init_values is None else LayerScale(dims, init_values)
+            )
 
         self.norm1 = nn.LayerNorm(dims, eps=1e-6)
         self.attn = ViTAttention(dims, num_heads, qkv_bias, rel_pos_size)
@@ -108,7 +110,9 @@ class ViTBlock(nn.Module):
         if self.window_size:
             windows, padded = window_partition(y, self.window_size)
             y = self.attn(windows)
-            y = window_unpartition(y, self.window_size, x.shape[1:3], padded)
+            y = window_unpartition(
+                y, self.window_size, (x.shape[1], x.shape[2]), padded
+            )
         else:
             y = self.attn(y)
         x = x + self.drop_path(self.ls1(y))

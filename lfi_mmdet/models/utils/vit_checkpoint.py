@@ -23,8 +23,10 @@ _RENAMES = (
     (re.compile(r'^(blocks\.\d+)\.ffn\.gamma2\.weight$'), r'\1.ls2.gamma'),
 )
 # What a detector's backbone has no use for, so its absence here is no surprise
-_CLASSIFIER = re.compile(r'^(cls_token|dist_token|mask_token|norm|ln1|fc_norm|head|'
-                         r'head_dist|pre_logits|decoder.*)(\.|$)')
+_CLASSIFIER = re.compile(
+    r'^(cls_token|dist_token|mask_token|norm|ln1|fc_norm|head|'
+    r'head_dist|pre_logits|decoder.*)(\.|$)'
+)
 # What a classification checkpoint cannot have
 _OWN = re.compile(r'^(interaction\.|queries$)|\.rel_pos_[hw]$')
 
@@ -109,7 +111,9 @@ def load_vit_checkpoint(model: nn.Module, checkpoint: str) -> None:
             f'{names}, expected are names like blocks.0.attn.qkv.weight'
         )
     missing = sorted(own.keys() - state.keys())
-    unexpected = sorted(k for k in state.keys() - own.keys() if not _CLASSIFIER.match(k))
+    unexpected = sorted(
+        k for k in state.keys() - own.keys() if not _CLASSIFIER.match(k)
+    )
     lost = [k for k in missing if not _OWN.search(k)]
     surplus = [k for k in unexpected if k.startswith('blocks.')]
     if mismatched or lost or surplus:
@@ -125,6 +129,7 @@ def load_vit_checkpoint(model: nn.Module, checkpoint: str) -> None:
     print_log(
         f'{checkpoint}: loaded {len(fitted)} of {len(own)} tensors; resized: '
         f'{", ".join(resized) or "none"}; not in the checkpoint (start values kept): '
-        f'{", ".join(missing) or "none"}; unexpected: {", ".join(unexpected) or "none"}',
+        f'{", ".join(missing) or "none"}; unexpected: '
+        f'{", ".join(unexpected) or "none"}',
         logger='current',
     )

@@ -1,10 +1,10 @@
 """The backbone: a plain ViT first, then the queries and what they may change."""
 
+import pytest
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-import pytest
 from lfi_mmdet.models.backbones import InteractionViT
 
 ARCH = dict(embed_dims=24, num_layers=3, num_heads=3)
@@ -224,7 +224,9 @@ def test_every_trainable_parameter_gets_a_gradient(
     if queries is not None:
         loss = loss + trace.queries[last[1]].square().sum()
     loss.backward()
-    lost = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    lost = [
+        n for n, p in model.named_parameters() if p.requires_grad and p.grad is None
+    ]
     surplus = [n for n, p in model.named_parameters()
                if not p.requires_grad and p.grad is not None]  # fmt: skip
     assert (lost, surplus) == ([], [])
@@ -245,7 +247,9 @@ def test_activation_checkpointing_changes_neither_output_nor_gradient(images):
     frugal.load_state_dict(plain.state_dict())
     for model in (plain, frugal):
         with model.interactions() as trace:
-            (model.train()(images)[0].sum() + trace.logits[-1].logsumexp(-1).sum()).backward()
+            (
+                model.train()(images)[0].sum() + trace.logits[-1].logsumexp(-1).sum()
+            ).backward()
     for (name, a), (_, b) in zip(plain.named_parameters(), frugal.named_parameters()):
         torch.testing.assert_close(a.grad, b.grad, msg=name)
 
@@ -283,8 +287,10 @@ def test_deit_sizes_have_the_published_number_of_parameters():
     for arch, name in [('deit-tiny', 'deit_tiny_patch16_224')]:
         theirs = timm.create_model(name, pretrained=False)
         expected = sum(
-            p.numel() for n, p in theirs.named_parameters()
+            p.numel()
+            for n, p in theirs.named_parameters()
             if not n.startswith(('head', 'norm.', 'cls_token'))
-        ) - theirs.cls_token.numel()  # one position belongs to the class token  # fmt: skip
+        )
+        expected -= theirs.cls_token.numel()  # the position of the class token
         ours = InteractionViT(arch)
         assert sum(p.numel() for p in ours.parameters()) == expected

@@ -1,9 +1,9 @@
 """Queries that start from text embeddings."""
 
 import numpy as np
+import pytest
 import torch
 
-import pytest
 from lfi_mmdet.models.backbones import InteractionViT
 from lfi_mmdet.models.utils import load_text_embeddings, queries_from_texts
 

@@ -2,12 +2,12 @@
 
 from collections import OrderedDict
 
+import pytest
 import timm
 import torch
 from mmengine.logging import MMLogger
 from timm.models.vision_transformer import VisionTransformer
 
-import pytest
 from lfi_mmdet.models.backbones import InteractionViT
 
 ARCH = dict(embed_dims=24, num_layers=2, num_heads=3)

@@ -2,9 +2,9 @@
 
 import math
 
+import pytest
 import torch
 
-import pytest
 from lfi_mmdet.models.distillers import InteractionDistiller
 from lfi_mmdet.models.distillers.interaction_distiller import student_log_attention
 from lfi_mmdet.structures import InteractionSpec, InteractionTargets, InteractionTrace
@@ -48,8 +48,11 @@ def test_every_loss_is_logged_under_its_name_and_reaches_the_student():
     trace = make_trace()
     losses = run(make_distiller(), trace, make_targets())
     assert set(losses) == {
-        'loss_lfi_attention', 'loss_lfi_relation', 'loss_lfi_dynamics', 'loss_lfi_feature',
-    }  # fmt: skip
+        'loss_lfi_attention',
+        'loss_lfi_relation',
+        'loss_lfi_dynamics',
+        'loss_lfi_feature',
+    }
     sum(losses.values()).backward()
     assert all(t.grad.abs().sum() > 0 for t in trace.logits + trace.queries)
 

@@ -1,6 +1,7 @@
 """Which teacher layer supervises which student layer."""
 
 import pytest
+
 from lfi_mmdet.models.distillers import map_layers
 
 

@@ -1,8 +1,8 @@
 """The weight of the distillation over the training."""
 
+import pytest
 from mmengine.logging import MessageHub
 
-import pytest
 from lfi_mmdet.models.distillers import LossSchedule
 
 
@@ -31,7 +31,8 @@ def test_it_follows_the_runner_and_is_constant_outside_of_one():
 
 
 @pytest.mark.parametrize(
-    'kwargs', [dict(warmup=-1), dict(warmup=2.5), dict(stop=-0.5), dict(warmup=9, stop=5)]
+    'kwargs',
+    [dict(warmup=-1), dict(warmup=2.5), dict(stop=-0.5), dict(warmup=9, stop=5)],
 )
 def test_impossible_schedules_are_refused(kwargs):
     with pytest.raises(ValueError, match='distiller.schedule'):

@@ -2,10 +2,10 @@
 
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
 
-import pytest
 from lfi_mmdet.models.losses import (
     InteractionAttentionLoss,
     InteractionDynamicsLoss,
@@ -54,8 +54,12 @@ LOSSES = [
 def test_gradients_are_right(cls):
     loss = make_loss(cls).double()
     pairs = make_pairs()
-    logits = [torch.randn(B, K, N, dtype=torch.float64, requires_grad=True) for _ in pairs]
-    queries = [torch.randn(B, K, D, dtype=torch.float64, requires_grad=True) for _ in pairs]
+    logits = [
+        torch.randn(B, K, N, dtype=torch.float64, requires_grad=True) for _ in pairs
+    ]
+    queries = [
+        torch.randn(B, K, D, dtype=torch.float64, requires_grad=True) for _ in pairs
+    ]
 
     def value(*inputs):
         changed = [
@@ -65,7 +69,9 @@ def test_gradients_are_right(cls):
         return loss(changed, PRESENT)
 
     assert torch.autograd.gradcheck(value, (*logits, *queries))
-    grads = torch.autograd.grad(value(*logits, *queries), (*logits, *queries), allow_unused=True)
+    grads = torch.autograd.grad(
+        value(*logits, *queries), (*logits, *queries), allow_unused=True
+    )
     assert any(g is not None and g.abs().sum() > 0 for g in grads)
 
 
@@ -92,7 +98,10 @@ def test_without_any_text_the_loss_is_zero_but_keeps_its_graph(cls):
     value.backward()
     assert value.item() == 0
     gradients = [
-        g for p in pairs for g in (p.log_attention.grad, p.queries.grad) if g is not None
+        g
+        for p in pairs
+        for g in (p.log_attention.grad, p.queries.grad)
+        if g is not None
     ]
     assert gradients and all(torch.isfinite(g).all() for g in gradients)
 
@@ -114,7 +123,9 @@ def test_attention_is_the_mean_divergence_over_layers_and_present_texts():
             for k in range(K):
                 if PRESENT[b, k]:
                     p, a = pair.target[b, k], pair.log_attention[b, k].exp()
-                    total += sum(float(x) * math.log(float(x / y)) for x, y in zip(p, a))
+                    total += sum(
+                        float(x) * math.log(float(x / y)) for x, y in zip(p, a)
+                    )
                     count += 1
     assert make_loss(InteractionAttentionLoss)(pairs, PRESENT).item() == pytest.approx(
         total / count
@@ -142,7 +153,9 @@ def test_relation_compares_likeness_among_present_texts_only():
 
     expected = []
     for image, texts in ((0, [0, 1]), (1, [0, 1, 2])):
-        for p, q in zip(rows(pair.features, image, texts), rows(pair.queries, image, texts)):
+        for p, q in zip(
+            rows(pair.features, image, texts), rows(pair.queries, image, texts)
+        ):
             expected.append((p * (p / q).log()).sum())
     assert loss([pair], PRESENT).item() == pytest.approx(
         torch.stack(expected).mean().item()
@@ -151,7 +164,9 @@ def test_relation_compares_likeness_among_present_texts_only():
 
 def test_relation_is_zero_when_queries_relate_as_the_features_do():
     (pair,) = make_pairs(1)
-    pair.queries = F.pad(pair.features, (0, 2)) * 7  # same cosines, other width and size
+    pair.queries = (
+        F.pad(pair.features, (0, 2)) * 7
+    )  # same cosines, other width and size
     assert make_loss(InteractionRelationLoss)([pair], PRESENT).item() < 1e-12
 
 
@@ -172,7 +187,9 @@ def test_dynamics_compares_changes_and_not_maps():
 def test_dynamics_stays_finite_for_maps_with_zeros():
     early, late = make_pairs(2)
     early.target[..., 0], late.log_attention[..., 1] = 0.0, -1e4
-    assert math.isfinite(make_loss(InteractionDynamicsLoss)([early, late], PRESENT).item())
+    assert math.isfinite(
+        make_loss(InteractionDynamicsLoss)([early, late], PRESENT).item()
+    )
 
 
 def test_feature_is_one_minus_the_cosine_of_projected_queries():

@@ -1,8 +1,8 @@
 """The pyramid of ViTDet from one map."""
 
+import pytest
 import torch
 
-import pytest
 from lfi_mmdet.models.necks import SimpleFPN
 
 
@@ -24,7 +24,9 @@ def test_it_reads_the_last_map_only():
 
 def test_each_level_is_normalised_over_its_channels():
     for out in SimpleFPN(in_channels=16, out_channels=8)((torch.randn(2, 16, 4, 4),)):
-        torch.testing.assert_close(out.mean(1), torch.zeros_like(out.mean(1)), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            out.mean(1), torch.zeros_like(out.mean(1)), atol=1e-5, rtol=0
+        )
 
 
 def test_fewer_than_four_levels_are_refused():

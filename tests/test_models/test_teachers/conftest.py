@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 
-from .tiny_open_clip import write_configs
+from .tiny_open_clip import save_sharp, write_configs
 
 
 @pytest.fixture(scope='session')
@@ -12,4 +14,16 @@ def configs(tmp_path_factory):
 
     folder = write_configs(tmp_path_factory.mktemp('model_configs'))
     open_clip.add_model_config(folder)
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        # reading the BPE vocabulary takes longer than a test
+        patch.setattr(
+            open_clip.factory, 'SimpleTokenizer', cache(open_clip.SimpleTokenizer)
+        )
+        yield folder
+
+
+@pytest.fixture(scope='session')
+def saved(configs, tmp_path_factory):
+    """Function from the name of a tiny model to (network, file); do not change them."""
+    folder = tmp_path_factory.mktemp('weights')
+    return cache(lambda name: save_sharp(name, folder))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from lfi_mmdet.models.teachers import CLIPTeacher
 
-from .tiny_open_clip import CLASSES, GRID, save_sharp, some_images
+from .tiny_open_clip import CLASSES, GRID, some_images
 
 PRESENT = torch.tensor([[True, True, False], [False, True, True]])
 TEMPLATE = 'a photo of a {}.'
@@ -21,8 +21,8 @@ def teacher_of(file: str, **changes) -> CLIPTeacher:
 
 
 @pytest.fixture
-def sharp(configs, tmp_path):
-    return save_sharp('tiny-clip', tmp_path)
+def sharp(saved):
+    return saved('tiny-clip')
 
 
 def last_block(network, x, mode):
@@ -70,10 +70,8 @@ def expected(network, images, mode, layers=(2,), tau=0.07, templates=(TEMPLATE,)
 @pytest.mark.parametrize('model', MODELS)
 @pytest.mark.parametrize('mode', CLIPTeacher.MODES)
 @pytest.mark.parametrize('layers', [(-1,), 'all', (0, 1)])
-def test_maps_are_softmaxed_similarities_of_patches(
-    configs, tmp_path, model, mode, layers
-):
-    network, file = save_sharp(model, tmp_path)
+def test_maps_are_softmaxed_similarities_of_patches(saved, model, mode, layers):
+    network, file = saved(model)
     images = some_images()
     teacher = teacher_of(file, model=model, mode=mode, layers=layers)
     targets = teacher.interact(images, PRESENT)

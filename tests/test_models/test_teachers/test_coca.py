@@ -5,7 +5,7 @@ import torch
 
 from lfi_mmdet.models.teachers import CoCaTeacher, coca
 
-from .tiny_open_clip import CLASSES, GRID, save_sharp, some_images
+from .tiny_open_clip import CLASSES, GRID, some_images
 
 PROMPTS = [f'a photo of a {name}.' for name in CLASSES]
 #: Tokens of the names: start, a, photo, of, a, then the name
@@ -62,8 +62,8 @@ def expected_maps(network, images, shift=0):
 
 
 @pytest.fixture
-def sharp(configs, tmp_path):
-    return save_sharp('tiny-coca', tmp_path)
+def sharp(saved):
+    return saved('tiny-coca')
 
 
 def teacher_of(file: str, **changes) -> CoCaTeacher:
@@ -73,10 +73,8 @@ def teacher_of(file: str, **changes) -> CoCaTeacher:
 
 @pytest.mark.parametrize('model', MODELS)
 @pytest.mark.parametrize('token_row', ['reads', 'predicts'])
-def test_maps_are_decoder_attention_traced_back_to_patches(
-    configs, tmp_path, model, token_row
-):
-    network, file = save_sharp(model, tmp_path)
+def test_maps_are_decoder_attention_traced_back_to_patches(saved, model, token_row):
+    network, file = saved(model)
     images = some_images()
     maps, values = expected_maps(network, images, shift=token_row == 'predicts')
     targets = teacher_of(file, model=model, token_row=token_row).interact(
@@ -153,8 +151,8 @@ def test_many_pairs_in_turns_equal_all_at_once(sharp, monkeypatch):
 
 
 @pytest.mark.parametrize('model', ['tiny-coca', 'tiny-coca-plain'])
-def test_maps_survive_autocast(configs, tmp_path, model):
-    _, file = save_sharp(model, tmp_path)
+def test_maps_survive_autocast(saved, model):
+    _, file = saved(model)
     teacher, images = teacher_of(file, model=model), some_images()
     plain = teacher.interact(images, PRESENT)
     with torch.autocast('cpu', dtype=torch.bfloat16):

@@ -11,7 +11,7 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import nn
 
-from .tiny_open_clip import CLASSES, save_sharp, some_images
+from .tiny_open_clip import CLASSES, some_images
 
 PRESENT = torch.tensor([[True, True, False], [False, True, True]])
 
@@ -31,9 +31,9 @@ class Student(nn.Module):
 
 
 @pytest.fixture(params=['CoCaTeacher', 'CLIPTeacher'])
-def student(request, configs, tmp_path):
+def student(request, saved):
     model = {'CoCaTeacher': 'tiny-coca', 'CLIPTeacher': 'tiny-clip'}[request.param]
-    _, file = save_sharp(model, tmp_path)
+    _, file = saved(model)
     config = dict(
         type=request.param, model=model, pretrained=file, class_names=list(CLASSES)
     )

@@ -13,7 +13,7 @@ import torch
 from lfi_mmdet.models.teachers import open_clip_loader
 from lfi_mmdet.models.teachers.open_clip_loader import load_open_clip, load_tokenizer
 
-from .tiny_open_clip import CONFIGS, save_sharp, sharp_network
+from .tiny_open_clip import CONFIGS
 
 
 @pytest.fixture
@@ -30,10 +30,10 @@ def release(configs, monkeypatch):
 
 
 @pytest.mark.parametrize('suffix', ['.pt', '.safetensors'])
-def test_a_local_file_is_loaded_bit_by_bit(configs, tmp_path, suffix):
+def test_a_local_file_is_loaded_bit_by_bit(configs, saved, tmp_path, suffix):
     from safetensors.torch import save_file
 
-    network = sharp_network('tiny-coca')
+    network, _ = saved('tiny-coca')
     file = str(tmp_path / f'weights{suffix}')
     save = save_file if suffix == '.safetensors' else torch.save
     save(network.state_dict(), file)
@@ -43,12 +43,14 @@ def test_a_local_file_is_loaded_bit_by_bit(configs, tmp_path, suffix):
 
 
 @pytest.mark.filterwarnings("ignore:'torch.load' received a zip file")
-def test_a_torchscript_archive_is_loaded_as_openai_publishes_them(configs, tmp_path):
+def test_a_torchscript_archive_is_loaded_as_openai_publishes_them(
+    configs, saved, tmp_path
+):
     class Holder(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x
 
-    network = sharp_network('tiny-clip')
+    network, _ = saved('tiny-clip')
     holder = Holder()
     for name, child in network.named_children():
         holder.add_module(name, _parameters_only(child))
@@ -71,8 +73,8 @@ def _parameters_only(module: torch.nn.Module) -> torch.nn.Module:
     return bare
 
 
-def test_position_embeddings_follow_the_image_size(configs, tmp_path):
-    _, file = save_sharp('tiny-clip', tmp_path)
+def test_position_embeddings_follow_the_image_size(configs, saved, tmp_path):
+    _, file = saved('tiny-clip')
     visual = load_open_clip('tiny-clip', file, image_size=[32, 64]).visual
     assert tuple(visual.grid_size) == (4, 8)
     assert visual.positional_embedding.shape[0] == 1 + 4 * 8
@@ -94,18 +96,18 @@ def test_random_weights_are_the_same_each_time_and_announced(configs, monkeypatc
     assert 'RANDOM' in seen[0][1]
 
 
-def test_loading_leaves_the_random_state_of_the_student_alone(configs, tmp_path):
-    _, file = save_sharp('tiny-clip', tmp_path)
+def test_loading_leaves_the_random_state_of_the_student_alone(configs, saved, tmp_path):
+    _, file = saved('tiny-clip')
     state = torch.get_rng_state()
     load_open_clip('tiny-clip')
     load_open_clip('tiny-clip', file)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_tag_brings_its_statistics_and_its_activation(release, tmp_path, monkeypatch):
+def test_a_tag_brings_its_statistics_and_its_activation(release, saved, monkeypatch):
     import open_clip
 
-    _, file = save_sharp('tiny-clip', tmp_path)
+    _, file = saved('tiny-clip')
     for module in (open_clip, open_clip.factory):
         monkeypatch.setattr(module, 'download_pretrained', lambda *_, **__: file)
     network = load_open_clip('tiny-clip', 'made_up')
@@ -168,19 +170,19 @@ def test_a_missing_file_is_named(tmp_path):
 
 @pytest.mark.parametrize('suffix', ['.pt', '.safetensors'])
 @pytest.mark.parametrize('share', [0, 0.5, 0.999])
-def test_a_truncated_file_is_named(configs, tmp_path, suffix, share):
+def test_a_truncated_file_is_named(configs, saved, tmp_path, suffix, share):
     from safetensors.torch import save_file
 
     file = tmp_path / f'cut{suffix}'
     save = save_file if suffix == '.safetensors' else torch.save
-    save(sharp_network('tiny-clip').state_dict(), str(file))
+    save(saved('tiny-clip')[0].state_dict(), str(file))
     content = file.read_bytes()
     file.write_bytes(content[: int(share * len(content))])
     with pytest.raises(RuntimeError, match=f'cut{suffix}.*truncated'):
         load_open_clip('tiny-clip', str(file))
 
 
-def test_a_file_without_weights_is_named(configs, tmp_path):
+def test_a_file_without_weights_is_named(configs, saved, tmp_path):
     file = tmp_path / 'odd.pt'
     torch.save(dict(epoch=3), file)
     with pytest.raises(RuntimeError, match='odd.pt.*no checkpoint'):
@@ -188,16 +190,16 @@ def test_a_file_without_weights_is_named(configs, tmp_path):
 
 
 @pytest.mark.parametrize('other', ['tiny-coca', 'tiny-clip-scaled'])
-def test_a_file_of_another_architecture_is_named(configs, tmp_path, other):
-    _, file = save_sharp(other, tmp_path)
+def test_a_file_of_another_architecture_is_named(configs, saved, tmp_path, other):
+    _, file = saved(other)
     with pytest.raises(RuntimeError, match=f'{other}.pt') as error:
         load_open_clip('tiny-clip', file)
     assert "teacher.model='tiny-clip'" in str(error.value)
 
 
 @pytest.mark.parametrize('change', ['missing', 'surplus', 'shape'])
-def test_one_odd_key_is_enough_to_refuse_a_file(configs, tmp_path, change):
-    state = dict(sharp_network('tiny-clip').state_dict())
+def test_one_odd_key_is_enough_to_refuse_a_file(configs, saved, tmp_path, change):
+    state = dict(saved('tiny-clip')[0].state_dict())
     if change == 'missing':
         del state['visual.ln_post.weight']
     elif change == 'surplus':
@@ -210,14 +212,14 @@ def test_one_odd_key_is_enough_to_refuse_a_file(configs, tmp_path, change):
         load_open_clip('tiny-clip', str(file))
 
 
-def test_text_positions_of_another_length_are_not_stretched(configs, tmp_path):
-    _, file = save_sharp('tiny-clip', tmp_path)
+def test_text_positions_of_another_length_are_not_stretched(configs, saved, tmp_path):
+    _, file = saved('tiny-clip')
     with pytest.raises(RuntimeError, match='16 positions, but the model has 20'):
         load_open_clip('tiny-clip-longtext', file)
 
 
-def test_a_folder_with_a_model_is_loaded(configs, tmp_path):
-    network = sharp_network('tiny-clip')
+def test_a_folder_with_a_model_is_loaded(configs, saved, tmp_path):
+    network, _ = saved('tiny-clip')
     config = dict(model_cfg=copy.deepcopy(CONFIGS['tiny-clip']))
     (tmp_path / 'open_clip_config.json').write_text(json.dumps(config))
     model = f'local-dir:{tmp_path}'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,7 @@ def save_sharp(name: str, folder: Path) -> tuple[Any, str]:
     network = sharp_network(name)
     file = folder / f'{name}.pt'
     torch.save(network.state_dict(), file)
-    return copy.deepcopy(network), str(file)
+    return network, str(file)
 
 
 def some_images(count: int = 2, height: int = SIDE, width: int = SIDE) -> torch.Tensor:

@@ -1,0 +1,113 @@
+"""What the tools have in common: flags, config and runner."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from mmdet.utils import setup_cache_size_limit_of_dynamo
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from .distributed import LAUNCHERS
+from .preflight import InputError
+
+#: Environment variable of the number of a process on its machine
+_LOCAL_RANK = dict(
+    pytorch='LOCAL_RANK', slurm='SLURM_LOCALID', mpi='OMPI_COMM_WORLD_LOCAL_RANK'
+)
+
+
+class ConfigOptions(DictAction):
+    """``--cfg-options`` of mmengine, with a message instead of a traceback."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Parse ``KEY=VALUE`` pairs; ends the program if one is none."""
+        for value in values:
+            if '=' not in value:
+                parser.error(f'--cfg-options: {value!r} is not of the form KEY=VALUE')
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except AssertionError as error:
+            parser.error(f'--cfg-options: {error}')
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that MMDetection's train.py and test.py share."""
+    parser.add_argument(
+        '--work-dir',
+        help='folder for logs and checkpoints; default: the config\'s "work_dir", or '
+        'work_dirs/ and the name of the config',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=ConfigOptions,
+        metavar='KEY=VALUE',
+        help='override settings of the config, e.g. train_cfg.max_epochs=24; lists as '
+        'key="[a,b]" or key=a,b, nested ones as key="[(a,b),(c,d)]", without spaces',
+    )
+    parser.add_argument(
+        '--launcher', choices=LAUNCHERS, default='none', help='job launcher'
+    )
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config and apply the common flags.
+
+    Args:
+        args: With ``config`` and what :func:`add_common_arguments` adds.
+
+    Raises:
+        InputError: If the file is missing or cannot be read, or an option does not fit.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    setup_cache_size_limit_of_dynamo()
+    path = args.config
+    if not os.path.isfile(path):
+        raise InputError(f'config {path}: no such file{_neighbours(path)}')
+    try:
+        cfg = Config.fromfile(path)
+    except (OSError, SyntaxError) as error:
+        raise InputError(f'config {path} cannot be read: {error}') from error
+    try:
+        cfg.merge_from_dict(args.cfg_options or {})
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise InputError(
+            f'--cfg-options {args.cfg_options} do not fit {path}: {error}'
+        ) from error
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        stem = os.path.splitext(os.path.basename(path))[0]
+        cfg.work_dir = os.path.join('./work_dirs', stem)
+    return cfg
+
+
+def is_first_process(launcher: str) -> bool:
+    """Whether this is the first process on its machine, before they are connected."""
+    return int(os.environ.get(_LOCAL_RANK.get(launcher, ''), 0)) == 0
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the default runner, or the one that ``runner_type`` names."""
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def _neighbours(path: str) -> str:
+    folder = os.path.dirname(path) or '.'
+    if not os.path.isdir(folder):
+        return f', nor is there a folder {folder}'
+    names: Sequence[str] = sorted(n for n in os.listdir(folder) if n.endswith('.py'))
+    return f'; configs in {folder}: {", ".join(names[:20]) or "none"}'

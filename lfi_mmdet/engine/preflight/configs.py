@@ -1,0 +1,230 @@
+"""Check the files that a config names, before anything is built from it."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mmdet.datasets import CocoDataset
+from mmdet.registry import DATASETS
+from mmengine.config import Config
+from mmengine.fileio import join_path
+from mmengine.runner import find_latest_checkpoint
+from mmengine.utils import is_abs
+
+from .annotations import (
+    check_classes,
+    check_entries,
+    check_file,
+    load_coco,
+    read_categories,
+)
+from .errors import InputError
+from .images import check_folder, check_images
+
+#: Keys of a model config that name files to start from
+_MODEL_FILES = ('checkpoint', 'text_embeddings')
+
+
+def check_config(cfg: Config, splits: Sequence[str]) -> None:
+    """Check the datasets and evaluators that a run is going to use.
+
+    Args:
+        cfg: Config of the run.
+        splits: Of ``'train'``, ``'val'`` and ``'test'``; those without a loop in the
+            config are left out.
+
+    Raises:
+        InputError: If a file or folder is missing or broken, or class names do not
+            fit the annotations.
+    """
+    for split in splits:
+        loader = cfg.get(f'{split}_dataloader')
+        if loader is None or cfg.get(f'{split}_cfg') is None:
+            continue
+        key = f'{split}_dataloader.dataset'
+        for inner, dataset in iter_datasets(loader['dataset'], key):
+            _check_dataset(dataset, inner)
+        evaluators = cfg.get(f'{split}_evaluator') or []
+        for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+            path = evaluator.get('ann_file')
+            if path and is_local(path, evaluator.get('backend_args')):
+                check_file(path, f'{split}_evaluator.ann_file')
+
+
+def check_start(cfg: Config) -> None:
+    """Check the files that a training starts from.
+
+    Raises:
+        InputError: If ``load_from``, the checkpoint to resume, or a file named in the
+            model is missing.
+    """
+    if cfg.get('load_from'):
+        check_checkpoint(cfg.load_from, 'resume' if cfg.get('resume') else 'load_from')
+    elif cfg.get('resume'):
+        _check_last_checkpoint(cfg.work_dir)
+    # a checkpoint to load replaces the start values, but mmengine makes them first
+    for key, path in _iter_model_files(cfg.model, 'model'):
+        check_checkpoint(path, key)
+
+
+def check_checkpoint(path: str, key: str) -> None:
+    """Check that a checkpoint is a file; addresses such as ``https://`` are left alone.
+
+    Raises:
+        InputError: If it is missing or empty.
+    """
+    if '://' in path:
+        return
+    if os.path.isdir(path):
+        raise InputError(f'{key}={path} is a folder; {_choices(path)}')
+    if not os.path.exists(path):
+        folder = os.path.dirname(path) or '.'
+        raise InputError(f'{key}={path}: no such file; {_choices(folder)}')
+    check_file(path, key)
+
+
+def is_local(path: str, backend_args: dict | None) -> bool:
+    """Whether mmengine would read ``path`` from a local file system."""
+    backend = (backend_args or {}).get('backend')
+    return '://' not in path and backend in (None, 'local', 'LocalBackend')
+
+
+def lists_plain_coco(dataset_type: Any) -> bool:
+    """Whether a dataset class reads COCO files in the way of ``CocoDataset``."""
+    return (
+        issubclass(dataset_type, CocoDataset)
+        and dataset_type.load_data_list is CocoDataset.load_data_list
+        and dataset_type.parse_data_info is CocoDataset.parse_data_info
+    )
+
+
+def iter_datasets(dataset: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Find the datasets inside of wrappers (repeat, concatenate, balance, mix).
+
+    Args:
+        dataset: A config or a built dataset.
+        key: Where it is in the config.
+
+    Yields:
+        The key in the config, and the config or dataset.
+    """
+    get: Any = dataset.get if isinstance(dataset, dict) else vars(dataset).get
+    if get('dataset') is not None:
+        yield from iter_datasets(get('dataset'), f'{key}.dataset')
+    elif get('datasets') is not None:
+        for i, part in enumerate(get('datasets')):
+            yield from iter_datasets(part, f'{key}.datasets.{i}')
+    else:
+        yield key, dataset
+
+
+def _check_dataset(dataset: dict, key: str) -> None:
+    dataset_type = _dataset_type(dataset, key)
+    root = dataset.get('data_root') or ''
+    ann_file = _join(root, dataset.get('ann_file') or '')
+    if not ann_file or not is_local(ann_file, dataset.get('backend_args')):
+        return
+    if not issubclass(dataset_type, CocoDataset):
+        check_file(ann_file, f'{key}.ann_file')
+        return
+    content = load_coco(ann_file, f'{key}.ann_file')
+    if lists_plain_coco(dataset_type):
+        classes = _classes(dataset, dataset_type, key)
+        _check_plain_coco(dataset, content, classes, key, ann_file)
+
+
+def _check_plain_coco(
+    dataset: dict, content: dict | None, classes: Any, key: str, ann_file: str
+) -> None:
+    """Compare a dataset config with its annotations (None if they are large)."""
+    if content is None:
+        categories = read_categories(ann_file, f'{key}.ann_file')
+    else:
+        check_entries(content, f'{key}.ann_file', ann_file)
+        categories = content['categories']
+    if classes is not None:
+        check_classes(classes, categories, key, ann_file)
+    prefix = (dataset.get('data_prefix') or {}).get('img')
+    if prefix is None:
+        raise InputError(
+            f'{key}.data_prefix={dataset.get("data_prefix")} does not say where the '
+            "images are; write dict(img='folder/')"
+        )
+    folder = _join(dataset.get('data_root') or '', prefix)
+    check_folder(folder, f'{key}.data_prefix.img')
+    if content is None:
+        return
+    paths = [os.path.join(folder, image['file_name']) for image in content['images']]
+    check_images(paths, f'{key}.data_prefix.img', ann_file)
+    if classes is not None and not dataset.get('test_mode', False):
+        ids = {c['id'] for c in categories if c['name'] in set(classes)}
+        if not any(a['category_id'] in ids for a in content.get('annotations', [])):
+            raise InputError(
+                f'{key}.ann_file: {ann_file} has no annotation of any class of the '
+                'dataset; there is nothing to train on'
+            )
+
+
+def _dataset_type(dataset: dict, key: str) -> type:
+    found = dataset.get('type')
+    if isinstance(found, str):
+        found = DATASETS.get(found)
+    if not inspect.isclass(found):
+        name, names = dataset.get('type'), sorted(DATASETS.module_dict)
+        close = difflib.get_close_matches(str(name), names, 3)
+        raise InputError(
+            f'{key}.type={name!r} is not a registered dataset; choose from '
+            f'{close or names}'
+        )
+    return found
+
+
+def _classes(dataset: dict, dataset_type: Any, key: str) -> Sequence[str] | None:
+    given = (dataset.get('metainfo') or {}).get('classes')
+    if isinstance(given, str) and not os.path.isfile(given):
+        raise InputError(
+            f'{key}.metainfo.classes={given!r} is neither a list of names nor a file '
+            f'with one in each line; for a single class write ({given!r},)'
+        )
+    if given is None:
+        return dataset_type.METAINFO.get('classes')
+    return dataset_type._load_metainfo(dict(classes=given))['classes']
+
+
+def _check_last_checkpoint(work_dir: str) -> None:
+    """Check what ``last_checkpoint`` points to; without one a run starts anew."""
+    last = find_latest_checkpoint(work_dir)
+    if last and '://' not in last and not os.path.exists(last):
+        raise InputError(
+            f'resume: {os.path.join(work_dir, "last_checkpoint")} names {last}, which '
+            f'does not exist (was the folder moved?); {_choices(work_dir)}'
+        )
+
+
+def _iter_model_files(model: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(model, dict):
+        for name, value in model.items():
+            if name in _MODEL_FILES and isinstance(value, str):
+                yield f'{key}.{name}', value
+            yield from _iter_model_files(value, f'{key}.{name}')
+    elif isinstance(model, list | tuple):
+        for i, value in enumerate(model):
+            yield from _iter_model_files(value, f'{key}.{i}')
+
+
+def _choices(folder: str) -> str:
+    """Name the checkpoints in a folder."""
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.endswith('.pth'))
+    except OSError:
+        return f'there is no folder {folder} either'
+    return f'checkpoints in {folder}: {", ".join(names) or "none"}'
+
+
+def _join(root: str, path: str) -> str:
+    # as BaseDataset does
+    return join_path(root, path) if path and root and not is_abs(path) else path or root

@@ -1,0 +1,37 @@
+"""Texts come from the training dataset."""
+
+from types import SimpleNamespace
+
+import pytest
+from torch import nn
+
+from lfi_mmdet.engine.hooks import ClassNamesHook
+
+
+class Model(nn.Module):
+    names = None
+
+    def set_class_names(self, names):
+        self.names = names
+
+
+def runner(model, classes):
+    dataset = SimpleNamespace(metainfo=dict(classes=classes))
+    return SimpleNamespace(
+        model=model, train_dataloader=SimpleNamespace(dataset=dataset)
+    )
+
+
+def test_the_teacher_gets_the_class_names_of_the_training_dataset():
+    model = Model()
+    ClassNamesHook().before_train(runner(model, ('cat', 'dog')))
+    assert model.names == ('cat', 'dog')
+
+
+def test_a_model_without_texts_is_left_alone():
+    ClassNamesHook().before_train(runner(nn.Identity(), None))
+
+
+def test_a_dataset_without_class_names_is_refused():
+    with pytest.raises(ValueError, match='train_dataloader.dataset has no class names'):
+        ClassNamesHook().before_train(runner(Model(), None))

@@ -1,0 +1,35 @@
+# Shared by the scripts beside it, which source it: where things are, and torchrun.
+TOOLS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+ROOT=$(dirname "$TOOLS")
+if [ -z "${PYTHON:-}" ]; then
+    PYTHON=python
+    if [ -x "$ROOT/.venv/bin/python" ]; then PYTHON=$ROOT/.venv/bin/python; fi
+fi
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+
+# launch GPUS SCRIPT [ARGS]: torchrun with one process per GPU, or on the CPU
+launch() {
+    local gpus=$1 nodes=${NNODES:-1} rendezvous
+    shift
+    if ! [[ $gpus =~ ^[1-9][0-9]*$ ]]; then
+        echo "error: GPUS=$gpus is not a number of processes" >&2
+        exit 2
+    fi
+    if [ "$nodes" = 1 ] && [ -z "${PORT:-}" ]; then
+        # any free port, so that several jobs fit on one machine
+        rendezvous=(--rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:0
+                    --local-addr=127.0.0.1)
+    else
+        rendezvous=(--node-rank="${NODE_RANK:-0}"
+                    --master-addr="${MASTER_ADDR:-127.0.0.1}"
+                    --master-port="${PORT:-29500}")
+    fi
+    if [ -z "${OMP_NUM_THREADS:-}" ] && ! command -v nvidia-smi >/dev/null; then
+        # the processes share the cores; torchrun would give each only one
+        local cores
+        cores=$(nproc)
+        export OMP_NUM_THREADS=$((cores > gpus ? cores / gpus : 1))
+    fi
+    exec "$PYTHON" "$TOOLS/_launch.py" --nnodes="$nodes" \
+        --nproc-per-node="$gpus" "${rendezvous[@]}" "$@"
+}

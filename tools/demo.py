@@ -1,0 +1,181 @@
+"""The main job in minutes: Mask R-CNN with and without LFI on generated scenes.
+
+Runs the tools a user would run, one after the other: make_shapes, train (which ends in
+an evaluation) for the twin and for LFI, analyze_interactions, compare_models. Prints
+one table and writes it, with the pictures and all logs, to the output folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from terminaltables import AsciiTable
+
+ROOT = Path(__file__).resolve().parent.parent
+TWIN = 'configs/lfi/mask-rcnn_vit-mini_shapes.py'
+LFI = 'configs/lfi/mask-rcnn_vit-mini_lfi_shapes.py'
+NOTE = (
+    'The teacher of this LFI run is GroundTruthTeacher: it reads the masks of the '
+    'training images, knows nothing beyond the labels, and is an upper bound for '
+    'diagnosis. The difference above is one run of one seed and no evidence about '
+    'vision-language teachers.'
+)
+
+
+class StepFailed(Exception):
+    """A tool of the demo ended with an error."""
+
+
+def run(title: str, log: Path, *command: str) -> None:
+    """Run a tool; bars and warnings go to the terminal, everything else to ``log``.
+
+    Raises:
+        StepFailed: If the tool fails; its last lines are in the message.
+    """
+    print(f'\n== {title}\n   {" ".join(command)}', flush=True)
+    start = time.monotonic()
+    environment = dict(os.environ, PYTHONWARNINGS='ignore')
+    with log.open('w') as stream:
+        code = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, stdout=stream, env=environment
+        ).returncode
+    if code:
+        tail = '\n'.join(log.read_text().splitlines()[-15:])
+        raise StepFailed(f'{title} ended with {code}; the end of {log}:\n{tail}')
+    print(f'   done in {time.monotonic() - start:.0f} s', flush=True)
+
+
+def read_run(work_dir: Path) -> dict[str, float]:
+    """Final metrics and the median time per iteration of the newest training.
+
+    Args:
+        work_dir: Work dir of ``tools/train.py``.
+    """
+    newest = max(work_dir.glob('*/vis_data/scalars.json'))
+    lines = [json.loads(line) for line in newest.read_text().splitlines()]
+    times = [line['time'] for line in lines if 'loss' in line]
+    metrics = next(line for line in reversed(lines) if 'coco/bbox_mAP' in line)
+    return dict(
+        box_map=metrics['coco/bbox_mAP'],
+        mask_map=metrics['coco/segm_mAP'],
+        box_ap50=metrics['coco/bbox_mAP_50'],
+        mask_ap50=metrics['coco/segm_mAP_50'],
+        seconds_per_iter=statistics.median(times[1:] or times),
+    )
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """One line per run."""
+    head = ['', 'box mAP', 'mask mAP', 'box AP50', 'mask AP50', 's/iter', 'parameters']
+    lines = [head]
+    for name, row in rows.items():
+        ap = [row[k] for k in ('box_map', 'mask_map', 'box_ap50', 'mask_ap50')]
+        lines.append(
+            [name]
+            + [f'{100 * value:.1f}' for value in ap]
+            + [f'{row["seconds_per_iter"]:.2f}', f'{row["parameters"] / 1e6:.2f} M']
+        )
+    return AsciiTable(lines).table
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--out', type=Path, default=Path('demo_output'))
+    parser.add_argument('--train', type=int, default=800, help='labelled scenes')
+    parser.add_argument('--val', type=int, default=150, help='scenes to evaluate on')
+    parser.add_argument(
+        '--iters', type=int, help="iterations; default: the config's, in minutes"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the demo; returns the exit status."""
+    args = build_parser().parse_args(argv)
+    start = time.monotonic()
+    out = args.out.resolve()
+    logs = out / 'logs'
+    logs.mkdir(parents=True, exist_ok=True)
+    data = out / 'scenes'
+    options = [
+        f'train_dataloader.dataset.data_root={data}/',
+        f'val_dataloader.dataset.data_root={data}/',
+        f'val_evaluator.ann_file={data}/annotations/instances_val.json',
+        'randomness.seed=0',
+    ]
+    bar = "custom_hooks=[dict(type='ProgressBarHook')]"
+    schedule = []
+    if args.iters:
+        schedule = [
+            f'train_cfg.max_iters={args.iters}',
+            f'train_cfg.val_interval={args.iters}',
+            f'default_hooks.checkpoint.interval={args.iters}',
+        ]
+    try:
+        run(
+            f'1/5 draw {args.train} + {args.val} scenes', logs / 'scenes.log',
+            'tools/make_shapes.py', str(data), '--train', str(args.train),
+            '--val', str(args.val), '--unlabeled', '16', '--workers', '2',
+            '--overwrite', '--preview', '12',
+        )  # fmt: skip
+        for step, (name, config) in enumerate((('twin', TWIN), ('lfi', LFI)), start=2):
+            shutil.rmtree(out / name, ignore_errors=True)
+            run(
+                f'{step}/5 train and evaluate {Path(config).stem}',
+                logs / f'{name}.log', 'tools/train.py', config,
+                '--work-dir', str(out / name),
+                '--cfg-options', *options, bar, *schedule,
+            )  # fmt: skip
+        weights = (out / 'lfi' / 'last_checkpoint').read_text().strip()
+        run(
+            '4/5 look at the queries', logs / 'interactions.log',
+            'tools/analyze_interactions.py', LFI, weights, '--out-dir', str(out),
+            '--pictures', '3', '--detections', '4', '--cfg-options', *options,
+        )  # fmt: skip
+        costs = out / 'costs.json'
+        run(
+            '5/5 count parameters', logs / 'costs.log',
+            'tools/compare_models.py', TWIN, LFI, '--shape', '128', '128',
+            '--repeat', '5', '--out', str(costs),
+        )  # fmt: skip
+    except StepFailed as error:
+        print(error, file=sys.stderr)
+        return 1
+    models = json.loads(costs.read_text())['models']
+    rows = {}
+    for title, name, model in zip(('twin', 'LFI'), ('twin', 'lfi'), models):
+        rows[title] = dict(
+            read_run(out / name), parameters=model['parameters']['total']
+        )
+    report = json.loads((out / 'interactions.json').read_text())
+    (out / 'demo.json').write_text(
+        json.dumps(dict(rows=rows, versions=report['versions'], note=NOTE), indent=2)
+    )
+    last_start, last = report['start']['layers'][-1], report['trained']['layers'][-1]
+    print(f'\n{table(rows)}\n\n{NOTE}\n')
+    print(
+        'Divergence between what queries and teacher look at, last layer, validation '
+        f'images: {last_start["kl"]:.2f} at the start, {last["kl"]:.2f} after training '
+        f'(nats; looking everywhere alike: {last["kl_uniform"]:.2f})\n'
+    )
+    for picture, text in (
+        ('interactions.png', 'what the queries look at'),
+        ('detections.png', 'what LFI detects'),
+        ('scenes/preview.png', 'the scenes'),
+    ):
+        print(f'{text}: {out / picture}')
+    print(f'logs: {logs}\nall in {(time.monotonic() - start) / 60:.1f} minutes')
+    return 0
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Test on a Slurm cluster, one task per GPU.
+set -euo pipefail
+if [ $# -lt 4 ]; then
+    cat >&2 <<EOF
+usage: $0 PARTITION JOB_NAME CONFIG CHECKPOINT [arguments of tools/test.py]
+environment: GPUS=8 GPUS_PER_NODE=8 CPUS_PER_TASK=5 SRUN_ARGS= PYTHON=.venv/bin/python
+EOF
+    exit 2
+fi
+source "$(dirname "$0")/_launch.sh"
+GPUS=${GPUS:-8}
+GPUS_PER_NODE=${GPUS_PER_NODE:-8}
+read -ra SRUN_WORDS <<<"${SRUN_ARGS:-}"
+set -x
+exec srun --partition="$1" \
+    --job-name="$2" \
+    --gres=gpu:"$GPUS_PER_NODE" \
+    --ntasks="$GPUS" \
+    --ntasks-per-node="$GPUS_PER_NODE" \
+    --cpus-per-task="${CPUS_PER_TASK:-5}" \
+    --kill-on-bad-exit=1 \
+    "${SRUN_WORDS[@]}" \
+    "$PYTHON" -u "$TOOLS/test.py" "$3" "$4" --launcher=slurm "${@:5}"
