@@ -96,6 +96,9 @@ def main(argv: list[str] | None = None) -> int:
         )
     except (ValueError, FileExistsError) as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        print(f'interrupted; {args.out} is as it was before', file=sys.stderr)
+        return 130
     print(f'{args.out}: {"written" if made else "already there, the same dataset"}')
     if args.preview:
         aside = args.out / '.preview.png'

@@ -20,19 +20,21 @@ model = dict(
         drop_path_rate=0.0,
         init_cfg=None,
     ),
-    neck=dict(in_channels=128, out_channels=fpn_channels, num_outs=5),
+    neck=dict(
+        in_channels=128, out_channels=fpn_channels, scales=(2, 1, 0.5), num_outs=4
+    ),
     rpn_head=dict(
         in_channels=fpn_channels,
         feat_channels=fpn_channels,
-        # patches of 8 pixels put the pyramid at strides 2 to 32
-        anchor_generator=dict(scales=[5], strides=[2, 4, 8, 16, 32]),
+        # patches of 8 pixels put the pyramid at strides 4 to 32
+        anchor_generator=dict(scales=[3], strides=[4, 8, 16, 32]),
     ),
     roi_head=dict(
         bbox_roi_extractor=dict(
-            out_channels=fpn_channels, featmap_strides=[2, 4, 8, 16], finest_scale=14
+            out_channels=fpn_channels, featmap_strides=[4, 8, 16], finest_scale=28
         ),
         mask_roi_extractor=dict(
-            out_channels=fpn_channels, featmap_strides=[2, 4, 8, 16], finest_scale=14
+            out_channels=fpn_channels, featmap_strides=[4, 8, 16], finest_scale=28
         ),
         bbox_head=dict(
             in_channels=fpn_channels, fc_out_channels=256, num_classes=num_classes

@@ -80,12 +80,16 @@ def interaction_divergence(
     Raises:
         ValueError: If the detector has no teacher, or no text is present anywhere.
     """
+    return summarise(read_interactions(model, batch) for batch in batches)
+
+
+def summarise(readings: Iterable[InteractionReading]) -> InteractionDivergence:
+    """Average over the rows of all batches; see :func:`interaction_divergence`."""
     values: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
     areas: list[Tensor] = []
     layers: list[tuple[int, int]] = []
     num_images = 0
-    for batch in batches:
-        reading = read_interactions(model, batch)
+    for reading in readings:
         layers, num_images = reading.layers, num_images + len(reading.data_samples)
         rows, centre, cover = mask_rows(reading)
         areas.append((cover * uniform_maps(reading)[rows[0]]).sum(-1).cpu())

@@ -155,6 +155,11 @@ def relative_map(
 def draw_interaction_maps(
     rows: Sequence[MapRow], path: str | Path, cell: float = 2.0
 ) -> None:
+    """Write the picture of :func:`interaction_figure` to a PNG file."""
+    save_figure(interaction_figure(rows, cell), path)
+
+
+def interaction_figure(rows: Sequence[MapRow], cell: float = 2.0) -> Figure:
     """Draw one row per class and image: the image, then its maps.
 
     All maps of a row share one scale, which ends at the maximum of its first map,
@@ -162,7 +167,6 @@ def draw_interaction_maps(
 
     Args:
         rows: At least one; all with the same panels.
-        path: The PNG file.
         cell: Width of a column in inches.
 
     Raises:
@@ -199,8 +203,8 @@ def draw_interaction_maps(
         bar.set_ticks([0, 1, top], labels=['0', '1', f'{top:.0f}'])
         bar.ax.tick_params(labelsize=7)
         if r == 0:
-            bar.set_label('times uniform attention', fontsize=7)
-    save_figure(figure, path)
+            bar.set_label('times uniform', fontsize=7)
+    return figure
 
 
 def _overlay(

@@ -268,3 +268,10 @@ def test_the_command_line_names_bad_arguments(tmp_path, tool, capsys, line, mess
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_command_line_says_so(tmp_path, tool, capsys, monkeypatch):
+    stop_after(monkeypatch, 1, interrupt)
+    assert tool.main([str(tmp_path / 'out'), '--size', '64']) == 130
+    assert 'interrupted' in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -29,6 +29,14 @@ def test_each_level_is_normalised_over_its_channels():
         )
 
 
+def test_levels_can_be_chosen():
+    neck = SimpleFPN(in_channels=16, out_channels=8, scales=(2, 0.5), num_outs=3)
+    outs = neck((torch.randn(1, 16, 8, 8),))
+    assert [tuple(out.shape[2:]) for out in outs] == [(16, 16), (4, 4), (2, 2)]
+    with pytest.raises(ValueError, match=r'scales=\[3\]; choose from'):
+        SimpleFPN(16, scales=(3, 1))
+
+
 def test_fewer_than_four_levels_are_refused():
     with pytest.raises(ValueError, match='num_outs=3'):
         SimpleFPN(16, num_outs=3)
