@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
         f'val_evaluator.ann_file={data}/annotations/instances_val.json',
         'randomness.seed=0',
     ]
-    bar = "custom_hooks=[dict(type='ProgressBarHook')]"
+    bar = 'default_hooks.progress.type=ProgressBarHook'
     schedule = []
     if args.iters:
         schedule = [

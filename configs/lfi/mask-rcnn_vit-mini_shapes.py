@@ -6,7 +6,7 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-max_iters = 600
+max_iters = 400
 num_classes = 12
 fpn_channels = 64
 

@@ -68,7 +68,7 @@ def choose_precision(cfg: Config, amp: bool) -> str | None:
         if amp and kind == 'OptimWrapper':
             wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
         return None
-    if not amp and kind == 'OptimWrapper':
+    if not amp and kind != 'AmpOptimWrapper':
         return None
     for name in _ONLY_AMP:
         wrapper.pop(name, None)

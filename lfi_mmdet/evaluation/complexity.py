@@ -83,7 +83,7 @@ def count_flops(model: nn.Module, run: Callable[[], object]) -> FlopCount:
     }
     return FlopCount(
         **parts,
-        by_operator={str(op): n for op, n in counts['Global'].items()},
+        by_operator={str(op): n for op, n in counts.get('Global', {}).items()},
         uncounted=dict(foreign.seen),
     )
 

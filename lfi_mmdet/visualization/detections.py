@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -60,14 +61,15 @@ def draw_detections(
             image, sample = magnify(image, sample)
             sides = []
             for side in ('gt', 'pred'):
-                visualizer.add_datasample(
-                    'image',
-                    image,
-                    sample,
-                    draw_gt=side == 'gt',
-                    draw_pred=side == 'pred',
-                    pred_score_thr=score_thr,
-                )
+                with _fixed_random():  # the visualizer jitters its colours
+                    visualizer.add_datasample(
+                        'image',
+                        image,
+                        sample,
+                        draw_gt=side == 'gt',
+                        draw_pred=side == 'pred',
+                        pred_score_thr=score_thr,
+                    )
                 sides.append(visualizer.get_image())
             pairs.append(sides)
         if len(pairs) >= max_images:
@@ -84,6 +86,17 @@ def draw_detections(
     grid[0][0].set_title('ground truth', fontsize=9)
     grid[0][1].set_title(f'predictions with a score above {score_thr:g}', fontsize=9)
     save_figure(figure, path)
+
+
+@contextmanager
+def _fixed_random() -> Iterator[None]:
+    """Same numbers from NumPy inside every such block, others' unchanged."""
+    state = np.random.get_state()
+    np.random.seed(0)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
 
 
 def magnify(
@@ -105,7 +118,8 @@ def magnify(
     def enlarge(array: np.ndarray) -> np.ndarray:
         return array.repeat(factor, -2).repeat(factor, -1)
 
-    for instances in (sample.gt_instances, sample.pred_instances):
+    for name in ('gt_instances', 'pred_instances'):
+        instances = sample.get(name).clone()  # the sample's own clone is shallow
         instances.bboxes = instances.bboxes * factor
         if 'masks' in instances:
             masks = instances.masks
@@ -115,4 +129,5 @@ def magnify(
             height, width = (length * factor for length in image.shape[:2])
             enlarged = enlarge(array.astype(np.uint8))[:, :height, :width]
             instances.masks = BitmapMasks(enlarged, height, width)
+        setattr(sample, name, instances)
     return enlarge(image.transpose(2, 0, 1)).transpose(1, 2, 0), sample

@@ -21,13 +21,13 @@ def student(tiny_config):
 def test_the_rpn_hands_on_all_it_may_even_if_its_boxes_coincide(student):
     for parameter in student.rpn_head.rpn_reg.parameters():
         nn.init.zeros_(parameter)
-    student.rpn_head.test_cfg.nms.iou_threshold = 0.01
+    student.rpn_head.test_cfg.update(max_per_img=60, nms=dict(iou_threshold=0.01))
     batch = DemoBatch(student, (64, 64))
     alone = student.rpn_head.predict(
         student.extract_feat(batch.inputs['inputs']), batch.inputs['data_samples']
     )
     batch.forward()
-    assert len(alone[0]) < batch.proposals == student.test_cfg.rpn.max_per_img
+    assert len(alone[0]) < batch.proposals == 60
 
 
 def test_the_rpn_is_itself_again_afterwards(student):

@@ -13,7 +13,6 @@ from lfi_mmdet.evaluation import (
     read_interactions,
 )
 from lfi_mmdet.evaluation.interaction_divergence import summarise
-from lfi_mmdet.models.distillers.interaction_distiller import student_log_attention
 from lfi_mmdet.models.teachers import GroundTruthTeacher
 from lfi_mmdet.structures import InteractionTargets
 from tests.tiny import CLASSES
@@ -162,7 +161,7 @@ def test_every_module_is_in_its_mode_again_also_after_an_error(detector, tiny_co
     attributes = dict(vars(detector.backbone))
     batch = first_batch(tiny_config)
     reading = read_interactions(detector, batch)
-    with pytest.raises(RuntimeError, match='shape'):
+    with pytest.raises(RuntimeError, match='batch size'):
         detector.teacher = FixedTeacher(torch.zeros(3, 2, 3, 4, 4))
         read_interactions(detector, batch)
     assert [module.training for module in detector.modules()] == before

@@ -3,6 +3,7 @@
 import os
 import stat
 import subprocess
+import sys
 
 import pytest
 
@@ -106,6 +107,7 @@ def test_two_processes_train_and_a_mistake_is_said_once(tmp_path):
     def train(*argv):
         return subprocess.run(
             [TOOLS / 'dist_train.sh', config, '2', *argv],
+            env={**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'PYTHON': sys.executable},
             capture_output=True,
             text=True,
             cwd=tmp_path,

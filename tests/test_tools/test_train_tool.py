@@ -51,6 +51,12 @@ def test_resume_continues_after_the_last_checkpoint_of_the_work_dir(
     assert steps == {2}
 
 
+def done(run):
+    """Iterations at the last checkpoint, or 0 while its name is being written."""
+    match = re.search(r'iter_(\d+)\.pth$', (run / 'last_checkpoint').read_text())
+    return int(match.group(1)) if match else 0
+
+
 @pytest.mark.slow
 def test_a_killed_training_is_resumed(tool, config, tmp_path):
     run = tmp_path / 'run'
@@ -62,18 +68,16 @@ def test_a_killed_training_is_resumed(tool, config, tmp_path):
     )
     try:
         deadline = time.monotonic() + 300
-        while not (run / 'last_checkpoint').exists():
+        while not (run / 'last_checkpoint').exists() or not done(run):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    done = int(
-        re.search(r'iter_(\d+)\.pth', (run / 'last_checkpoint').read_text()).group(1)
-    )
-    option = f'train_cfg.max_iters={done + 1}'
+    last = done(run)
+    option = f'train_cfg.max_iters={last + 1}'
     tool('train', config, '--work-dir', run, '--resume', '--cfg-options', option)
-    assert torch.load(run / f'iter_{done + 1}.pth')['meta']['iter'] == done + 1
+    assert torch.load(run / f'iter_{last + 1}.pth')['meta']['iter'] == last + 1
 
 
 def test_amp_on_a_cpu_trains_in_bfloat16_and_the_log_says_so(

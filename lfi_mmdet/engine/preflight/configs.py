@@ -124,9 +124,8 @@ def iter_datasets(dataset: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 def _check_dataset(dataset: dict, key: str) -> None:
     dataset_type = _dataset_type(dataset, key)
-    root = dataset.get('data_root') or ''
-    ann_file = _join(root, dataset.get('ann_file') or '')
-    if not ann_file or not is_local(ann_file, dataset.get('backend_args')):
+    ann_file = _local_path(dataset, dataset.get('ann_file') or '')
+    if not ann_file:
         return
     if not issubclass(dataset_type, CocoDataset):
         check_file(ann_file, f'{key}.ann_file')
@@ -154,7 +153,9 @@ def _check_plain_coco(
             f'{key}.data_prefix={dataset.get("data_prefix")} does not say where the '
             "images are; write dict(img='folder/')"
         )
-    folder = _join(dataset.get('data_root') or '', prefix)
+    folder = _local_path(dataset, prefix)
+    if folder is None:
+        return
     check_folder(folder, f'{key}.data_prefix.img')
     if content is None:
         return
@@ -198,11 +199,17 @@ def _classes(dataset: dict, dataset_type: Any, key: str) -> Sequence[str] | None
 def _check_last_checkpoint(work_dir: str) -> None:
     """Check what ``last_checkpoint`` points to; without one a run starts anew."""
     last = find_latest_checkpoint(work_dir)
-    if last and '://' not in last and not os.path.exists(last):
-        raise InputError(
-            f'resume: {os.path.join(work_dir, "last_checkpoint")} names {last}, which '
-            f'does not exist (was the folder moved?); {_choices(work_dir)}'
-        )
+    if last is None or '://' in last or os.path.exists(last):
+        return
+    what = (
+        f'names {last}, which does not exist (was the folder moved?)'
+        if last
+        else 'is empty (was the run stopped while writing it?)'
+    )
+    raise InputError(
+        f'resume: {os.path.join(work_dir, "last_checkpoint")} {what}; name the '
+        f'checkpoint to resume; {_choices(work_dir)}'
+    )
 
 
 def _iter_model_files(model: Any, key: str) -> Iterator[tuple[str, str]]:
@@ -225,6 +232,9 @@ def _choices(folder: str) -> str:
     return f'checkpoints in {folder}: {", ".join(names) or "none"}'
 
 
-def _join(root: str, path: str) -> str:
-    # as BaseDataset does
-    return join_path(root, path) if path and root and not is_abs(path) else path or root
+def _local_path(dataset: dict, path: str) -> str | None:
+    """Put ``path`` below the root as BaseDataset does; None if it is not local."""
+    root, backend_args = dataset.get('data_root') or '', dataset.get('backend_args')
+    if not (is_local(root, backend_args) and is_local(path, backend_args)):
+        return None
+    return join_path(root, path) if root and not is_abs(path) else path

@@ -1,0 +1,146 @@
+"""DatasetCheckHook, on real datasets and a detector that is never run."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from mmdet.datasets import CocoDataset, ConcatDataset
+from mmdet.models import BBoxHead, FCNMaskHead
+from mmdet.models.dense_heads import RPNHead
+from mmengine.dataset import RepeatDataset
+from mmengine.hooks import Hook
+from torch import nn
+
+from lfi_mmdet.engine.hooks import DatasetCheckHook, dataset_check_hook
+from lfi_mmdet.engine.preflight import InputError
+from tests.tiny import CLASSES, write_tiny_coco
+
+
+def detector(num_classes=3):
+    model = nn.Module()
+    model.rpn_head = RPNHead(4, feat_channels=4)
+    model.roi_head = nn.Module()
+    model.roi_head.bbox_head = BBoxHead(
+        with_avg_pool=True, in_channels=4, num_classes=num_classes
+    )
+    model.roi_head.mask_head = FCNMaskHead(
+        num_convs=1, in_channels=4, conv_out_channels=4, num_classes=num_classes
+    )
+    return model
+
+
+def dataset(root, classes=CLASSES, **changes):
+    return CocoDataset(
+        data_root=str(root),
+        ann_file='train.json',
+        data_prefix=dict(img='train/'),
+        metainfo=dict(classes=classes),
+        **changes,
+    )
+
+
+def runner(train, val=None, num_classes=3):
+    return SimpleNamespace(
+        model=detector(num_classes),
+        train_dataloader=SimpleNamespace(dataset=train),
+        val_loop=None if val is None else object(),
+        val_dataloader=SimpleNamespace(dataset=val),
+        test_dataloader=SimpleNamespace(dataset=val),
+    )
+
+
+def check(*args, **kwargs):
+    DatasetCheckHook().before_train(runner(*args, **kwargs))
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_tiny_coco(tmp_path)
+    return tmp_path
+
+
+def test_it_runs_before_the_hooks_that_use_the_dataset():
+    assert DatasetCheckHook.priority == 'VERY_HIGH'
+    assert issubclass(DatasetCheckHook, Hook)
+
+
+def test_a_good_dataset_passes_also_in_wrappers(root):
+    good = dataset(root)
+    check(good, good)
+    check(ConcatDataset([good, good]), RepeatDataset(good, 2))
+
+
+def test_a_class_without_a_category_is_named(root):
+    bad = dataset(root, ('red', 'gren', 'blue'))
+    message = (
+        r'train_dataloader\.dataset\.dataset\.metainfo\.classes: .*train\.json has no '
+        "'gren'; its categories are 'red', 'green', 'blue'"
+    )
+    with pytest.raises(InputError, match=message):
+        check(RepeatDataset(bad, 2))
+
+
+def test_classes_in_another_order_are_refused_in_validation_too(root):
+    bad = dataset(root, CLASSES[::-1])
+    with pytest.raises(InputError, match=r'val_dataloader\.dataset\.metainfo\.classes'):
+        check(dataset(root), bad)
+
+
+def test_missing_images_are_named_unless_that_is_switched_off(root):
+    (root / 'train' / '2.png').unlink()
+    bad = runner(dataset(root))
+    with pytest.raises(InputError, match=r"1 of 4 images .*: '.*2\.png'"):
+        DatasetCheckHook().before_train(bad)
+    DatasetCheckHook(images=False).before_train(bad)
+
+
+def test_a_dataset_that_the_filter_emptied_is_refused(root):
+    empty = dataset(root, test_mode=True, indices=[], serialize_data=False)
+    with pytest.raises(InputError, match=r'no image of .*train\.json is left'):
+        check(empty)
+
+
+def test_every_head_with_another_number_of_classes_is_named(root):
+    with pytest.raises(InputError) as caught:
+        check(dataset(root), num_classes=80)
+    assert str(caught.value) == (
+        'train_dataloader.dataset has 3 classes (red, green, blue), but '
+        'model.roi_head.bbox_head.num_classes=80 and '
+        'model.roi_head.mask_head.num_classes=80'
+    )
+
+
+def test_the_dataset_is_checked_before_testing(root):
+    with pytest.raises(InputError, match=r'test_dataloader\.dataset has 3 classes'):
+        DatasetCheckHook().before_test(runner(None, dataset(root), num_classes=2))
+
+
+def test_other_processes_stop_with_the_message_of_the_first(root, monkeypatch):
+    said = []
+
+    def broadcast(data):
+        said.append(list(data))
+        data[0] = 'what the first process found'
+
+    monkeypatch.setattr(dataset_check_hook, 'is_main_process', lambda: False)
+    monkeypatch.setattr(dataset_check_hook, 'broadcast_object_list', broadcast)
+    with pytest.raises(InputError, match='what the first process found'):
+        check(dataset(root))
+    assert said == [[None]]
+
+
+def test_the_first_process_tells_the_others_before_it_stops(root, monkeypatch):
+    said = []
+    monkeypatch.setattr(dataset_check_hook, 'broadcast_object_list', said.extend)
+    with pytest.raises(InputError, match='num_classes=80'):
+        check(dataset(root), num_classes=80)
+    assert 'num_classes=80' in said[0]
+
+
+def test_annotations_are_read_anew_so_that_it_needs_no_flag_of_the_tools(root):
+    good = dataset(root)
+    content = json.loads((root / 'train.json').read_text())
+    content['categories'].pop()
+    (root / 'train.json').write_text(json.dumps(content))
+    with pytest.raises(InputError, match="has no 'blue'"):
+        check(good)

@@ -1,0 +1,182 @@
+"""The two analysis tools, from command line to report."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from PIL import Image
+
+from tests.tiny import tiny_config_text, write_tiny_coco
+
+TOOLS = Path(__file__).parents[2] / 'tools'
+
+
+def load_tool(name: str):
+    spec = importlib.util.spec_from_file_location(name, TOOLS / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+analyze, compare = map(load_tool, ('analyze_interactions', 'compare_models'))
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp('tools')
+    write_tiny_coco(root)
+    (root / 'lfi.py').write_text(tiny_config_text(root))
+    (root / 'plain.py').write_text(
+        "_base_ = './lfi.py'\n"
+        'model = dict(teacher=None, backbone=dict(num_queries=0))\n'
+    )
+    return root
+
+
+@pytest.fixture(scope='module')
+def checkpoint(root) -> str:
+    """A detector whose queries look at little but one patch."""
+    torch.manual_seed(1)
+    model = MODELS.build(Config.fromfile(root / 'lfi.py').model)
+    model.init_weights()
+    with torch.no_grad():
+        model.backbone.interaction.read_query.weight.mul_(200)
+        model.backbone.interaction.read_key.weight.mul_(200)
+    torch.save(dict(state_dict=model.state_dict(), meta={}), root / 'trained.pth')
+    return str(root / 'trained.pth')
+
+
+def test_start_and_trained_are_compared_in_table_report_and_picture(
+    root, checkpoint, tmp_path, capsys
+):
+    arguments = [str(root / 'lfi.py'), checkpoint, '--out-dir', str(tmp_path)]
+    assert analyze.main([*arguments, '--images', '3', '--detections', '1']) == 0
+    report = json.loads((tmp_path / 'interactions.json').read_text())
+    start, trained = report['start'], report['trained']
+    assert start['num_images'] == trained['num_images'] == 3
+    # fresh queries look everywhere alike, the others at one patch
+    assert start['layers'][1]['kl'] == pytest.approx(
+        start['layers'][1]['kl_uniform'], 0.1
+    )
+    assert trained['layers'][1]['kl'] > 2 * start['layers'][1]['kl']
+    assert report['teacher'] == 'GroundTruthTeacher' and report['seed'] == 0
+    assert report['versions']['torch'] == torch.__version__
+    shown = capsys.readouterr().out
+    for title in ('KL start', 'KL trained', 'start / trained', 'pointing teacher'):
+        assert title in shown
+    ratio = start['layers'][0]['kl'] / trained['layers'][0]['kl']
+    assert f'{ratio:.3f}' in shown
+    for name in ('interactions.png', 'detections.png'):
+        with Image.open(tmp_path / name) as image:
+            image.load()
+
+
+def test_the_same_seed_gives_the_same_start(root, tmp_path):
+    reports = []
+    for seed in (0, 0, 1):
+        analyze.main(
+            [str(root / 'lfi.py'), '--out-dir', str(tmp_path), '--pictures', '0']
+            + ['--images', '1', '--seed', str(seed)]
+        )
+        reports.append(json.loads((tmp_path / 'interactions.json').read_text()))
+    assert reports[0]['start'] == reports[1]['start'] != reports[2]['start']
+    assert 'trained' not in reports[0]
+    assert not (tmp_path / 'interactions.png').exists()
+
+
+def test_options_reach_the_config_and_another_start_is_loaded(
+    root, checkpoint, tmp_path
+):
+    analyze.main(
+        [str(root / 'lfi.py'), checkpoint, '--start-checkpoint', checkpoint]
+        + ['--out-dir', str(tmp_path), '--images', '1', '--pictures', '1']
+        + ['--cfg-options', 'model.teacher.blur=[3.0]', '--last-layer']
+    )
+    report = json.loads((tmp_path / 'interactions.json').read_text())
+    assert report['start'] == report['trained']
+    assert {layer['teacher_layer'] for layer in report['start']['layers']} == {0}
+
+
+def test_a_config_without_a_teacher_is_refused(root, capsys):
+    with pytest.raises(SystemExit):
+        analyze.main([str(root / 'plain.py')])
+    assert 'plain.py: model.teacher is None' in capsys.readouterr().err
+
+
+def test_there_must_be_something_to_measure(root, capsys):
+    with pytest.raises(SystemExit):
+        analyze.main([str(root / 'lfi.py'), '--start-checkpoint', 'none'])
+    assert 'nothing to measure' in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_model_is_refused(root, tmp_path):
+    plain = MODELS.build(Config.fromfile(root / 'plain.py').model)
+    weights = {**plain.state_dict(), 'extra': torch.zeros(1)}
+    path = tmp_path / 'plain.pth'
+    torch.save(dict(state_dict=weights), path)
+    with pytest.raises(
+        ValueError, match=r"plain\.pth does not .*backbone.*\['extra'\]"
+    ):
+        analyze.main(
+            [str(root / 'lfi.py'), str(path), '--start-checkpoint', 'none']
+            + ['--out-dir', str(tmp_path / 'out')]
+        )
+    assert not (tmp_path / 'out').exists()
+
+
+def test_costs_of_two_models_stand_side_by_side(root, tmp_path, capsys):
+    configs = [str(root / 'plain.py'), str(root / 'lfi.py')]
+    out = tmp_path / 'costs.json'
+    assert (
+        compare.main(
+            [*configs, '--shape', '64', '64', '--repeat', '2', '--warmup', '0']
+            + ['--train-step', '--device', 'cpu', '--out', str(out)]
+        )
+        == 0
+    )
+    report = json.loads(out.read_text())
+    plain, lfi = report['models']
+    cfg = Config.fromfile(root / 'lfi.py').model
+    cfg.teacher = None
+    expected = sum(p.numel() for p in MODELS.build(cfg).parameters())
+    assert lfi['parameters']['total'] == expected
+    more = lfi['parameters']['interaction']
+    assert more == expected - plain['parameters']['total'] > 0
+    assert (
+        lfi['flops']['total'] - plain['flops']['total'] == lfi['flops']['interaction']
+    )
+    assert plain['proposals'] == lfi['proposals'] == 10
+    for model in report['models']:
+        assert len(model['inference']['times_s']) == 2
+        assert len(model['train_step']['times_s']) == 2
+    shown = capsys.readouterr().out
+    assert f'{100 * more / plain["parameters"]["total"]:+.2f}%' in shown
+    assert 'lfi vs. plain' in shown and 'train step' in shown
+    assert 'torchvision::roi_align' in shown
+
+
+def test_one_model_alone_has_costs_but_no_difference(root, capsys):
+    compare.main(
+        [
+            str(root / 'plain.py'),
+            '--shape',
+            '64',
+            '64',
+            '--repeat',
+            '1',
+            '--warmup',
+            '0',
+        ]
+    )
+    shown = capsys.readouterr().out
+    assert 'GFLOPs' in shown and '%' not in shown and 'train step' not in shown
+
+
+def test_no_runs_are_refused_before_anything_is_built(capsys):
+    with pytest.raises(SystemExit):
+        compare.main(['nowhere.py', '--repeat', '0'])
+    assert '--repeat 0 is less than 1' in capsys.readouterr().err
