@@ -157,10 +157,19 @@ def main(argv: list[str] | None = None) -> int:
             read_run(out / name), parameters=model['parameters']['total']
         )
     report = json.loads((out / 'interactions.json').read_text())
-    (out / 'demo.json').write_text(
-        json.dumps(dict(rows=rows, versions=report['versions'], note=NOTE), indent=2)
-    )
+    facts = {key: report[key] for key in ('versions', 'gpu', 'cpu_threads', 'seed')}
     last_start, last = report['start']['layers'][-1], report['trained']['layers'][-1]
+    summary = dict(
+        command='make demo',
+        rows=rows,
+        divergence=dict(
+            start=last_start['kl'], trained=last['kl'], uniform=last['kl_uniform']
+        ),
+        note=NOTE,
+        minutes=(time.monotonic() - start) / 60,
+        **facts,
+    )
+    (out / 'demo.json').write_text(json.dumps(summary, indent=2) + '\n')
     print(f'\n{table(rows)}\n\n{NOTE}\n')
     print(
         'Divergence between what queries and teacher look at, last layer, validation '
@@ -173,7 +182,7 @@ def main(argv: list[str] | None = None) -> int:
         ('scenes/preview.png', 'the scenes'),
     ):
         print(f'{text}: {out / picture}')
-    print(f'logs: {logs}\nall in {(time.monotonic() - start) / 60:.1f} minutes')
+    print(f'logs: {logs}\nall in {summary["minutes"]:.1f} minutes')
     return 0
 
 

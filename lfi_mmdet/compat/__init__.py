@@ -1,5 +1,7 @@
 """Make the installed OpenMMLab packages work with the installed torch."""
 
+import warnings
+
 from lfi_mmdet.compat.requirements_check import check_requirements
 
 
@@ -13,6 +15,8 @@ def setup() -> None:
     Raises:
         ImportError: If a required package is missing.
     """
+    # mmengine 0.10.7 imports it, and nothing a user does can change that
+    warnings.filterwarnings('ignore', 'pkg_resources is deprecated', UserWarning)
     check_requirements()
     # These import torch and mmengine, so only the check above may precede them.
     from lfi_mmdet.compat.checkpoints import register_safe_globals

@@ -6,6 +6,7 @@ import difflib
 import linecache
 import os
 import re
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from .preflight import InputError
 _OURS = str(Path(lfi_mmdet.__file__).parent) + os.sep
 _REGISTRY = str(Path(mmengine.registry.__file__).parent) + os.sep
 _SIGNATURE = re.compile(r'unexpected keyword argument|missing \d+ required')
+_PATIENCE = 2.0
 _UNKNOWN = re.compile(r'(\S+) is not in the \S+::(.+?) registry')
 _IMAGE = re.compile(r'failed to load image: (.+)')
 
@@ -93,4 +95,8 @@ def plain_errors(quiet: bool = False) -> Iterator[None]:
         message = explain(error)
         if message is None:
             raise
-        raise SystemExit(1 if quiet else f'error: {message}') from None
+        if quiet:
+            # launchers stop all processes once one has ended: let the other speak first
+            time.sleep(_PATIENCE)
+            raise SystemExit(1) from None
+        raise SystemExit(f'error: {message}') from None

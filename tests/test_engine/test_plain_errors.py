@@ -6,6 +6,7 @@ from mmcv.transforms import LoadImageFromFile
 from mmdet.registry import MODELS
 from torch._utils import ExceptionWrapper
 
+from lfi_mmdet.engine import plain_errors as plain_errors_module
 from lfi_mmdet.engine.plain_errors import explain, plain_errors
 from lfi_mmdet.engine.preflight import InputError
 from lfi_mmdet.models.distillers import map_layers
@@ -67,10 +68,13 @@ def test_a_known_error_ends_the_program_with_its_message():
     assert info.value.code == 'error: what is wrong'
 
 
-def test_a_quiet_process_ends_without_one():
+def test_a_quiet_process_ends_without_one_and_lets_the_other_speak(monkeypatch):
+    waited = []
+    monkeypatch.setattr(plain_errors_module.time, 'sleep', waited.append)
     with pytest.raises(SystemExit) as info, plain_errors(quiet=True):
         raise InputError('what is wrong')
     assert info.value.code == 1
+    assert waited and waited[0] > 0
 
 
 def test_an_unknown_error_passes_through():

@@ -90,21 +90,22 @@ def test_absent_texts_do_not_count(make_reading):
 
 def test_padding_is_nobodys_business(detector, tiny_config):
     full, narrow = (first_batch(tiny_config) for _ in range(2))
-    narrow['inputs'] = [narrow['inputs'][0][:, :, :32]]
+    narrow['inputs'] = [narrow['inputs'][0][:, :, :44]]
     sample = narrow['data_samples'][0]
-    sample.set_metainfo(dict(img_shape=(64, 32)))
+    sample.set_metainfo(dict(img_shape=(64, 44)))
     sample.gt_instances.labels[:] = 0
     sample.gt_instances.masks.masks = np.ones_like(sample.gt_instances.masks.masks)
     batch = {key: full[key] + narrow[key] for key in full}
     detector.teacher = FixedTeacher(torch.full((2, 2, 3, 4, 4), 1 / 16))
     reading = read_interactions(detector, batch)
-    assert reading.valid.sum(-1).tolist() == [16, 8]
+    assert reading.valid.sum(-1).tolist() == [16, 12]
     reading.present[0] = False
     result = summarise([reading])
     assert result.num_rows == 1
     assert result.area_inside == pytest.approx(1)
     for layer in result.layers:
-        # the teacher is uniform over the image, and all of the image is object
+        # the teacher is uniform over the image, and all of the image is object, also
+        # where a patch reaches over its border
         assert layer.kl_uniform == pytest.approx(0, abs=1e-5)
         assert layer.mass_inside == pytest.approx(1, abs=1e-5)
         assert layer.pointing == 1
@@ -154,6 +155,8 @@ def test_without_masks_there_is_a_divergence_but_nothing_to_point_at(make_readin
 
 
 def test_every_module_is_in_its_mode_again_also_after_an_error(detector, tiny_config):
+    modes = []
+    detector.backbone.register_forward_hook(lambda m, *_: modes.append(m.training))
     detector.train()
     detector.neck.eval()
     before = [module.training for module in detector.modules()]
@@ -164,6 +167,7 @@ def test_every_module_is_in_its_mode_again_also_after_an_error(detector, tiny_co
     with pytest.raises(RuntimeError, match='batch size'):
         detector.teacher = FixedTeacher(torch.zeros(3, 2, 3, 4, 4))
         read_interactions(detector, batch)
+    assert modes == [False, False]
     assert [module.training for module in detector.modules()] == before
     assert vars(detector.backbone) == attributes
     assert not reading.pairs[0].log_attention.requires_grad

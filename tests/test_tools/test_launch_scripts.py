@@ -121,7 +121,8 @@ def test_two_processes_train_and_a_mistake_is_said_once(tmp_path):
     assert 'GPU number: 2' in log.read_text()
 
     run = train('--cfg-options', 'model.roi_head.bbox_head.num_classes=7')
-    assert run.returncode == 1
-    assert run.stderr.count('but model.roi_head.bbox_head.num_classes=7') == 1
-    assert 'Traceback' not in run.stderr
-    assert 'was the first to fail, with exit code 1' in run.stderr
+    said = run.stderr
+    assert run.returncode == 1, said
+    assert said.count('but model.roi_head.bbox_head.num_classes=7') == 1, said
+    assert 'Traceback' not in said, said
+    assert 'was the first to fail, with exit code 1' in said, said

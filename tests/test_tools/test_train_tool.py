@@ -252,6 +252,7 @@ def test_an_unknown_error_keeps_its_traceback(tool, config, monkeypatch):
 
 def test_only_one_process_of_a_machine_says_what_is_wrong(tool, config, monkeypatch):
     monkeypatch.setenv('LOCAL_RANK', '1')
+    monkeypatch.setattr('lfi_mmdet.engine.plain_errors._PATIENCE', 0)
     with pytest.raises(SystemExit) as caught:
         tool('train', config, '--launcher', 'pytorch', '--auto-scale-lr')
     assert caught.value.code == 1

@@ -54,6 +54,7 @@ def name_span(tokenizer: Any, template: str, name: str) -> range:
         raise ValueError(
             f'the tokens of class name {name!r} are not found in the prompt '
             f'{prompt!r}: it is either cut at {tokenizer.context_length} tokens, or '
-            f'teacher.template={template!r} joins the name to a letter next to it'
+            f'teacher.template={template!r} joins the name to what is next '
+            'to it (put a space)'
         )
     return span

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from mmdet.structures import DetDataSample
 
 from lfi_mmdet.models.teachers import CoCaTeacher, coca
 
@@ -182,8 +183,10 @@ def test_attention_that_all_goes_to_the_class_token_leaves_finite_maps(
 
 def test_the_input_may_be_oblong(sharp):
     teacher = teacher_of(sharp[1], image_size=[32, 48])
-    assert teacher.view.size == (32, 48)
-    targets = teacher.interact(some_images(2, 32, 48), PRESENT)
+    samples = [DetDataSample(metainfo=dict(img_shape=s)) for s in [(20, 30), (32, 24)]]
+    images = teacher.view(torch.rand(2, 3, 32, 32) * 255, samples, None)
+    assert images.shape == (2, 3, 32, 48)
+    targets = teacher.interact(images, PRESENT)
     assert targets.maps.shape == (2, 3, 3, 4, 6)
     torch.testing.assert_close(targets.maps.sum((-2, -1)), torch.ones(2, 3, 3))
 
@@ -226,6 +229,10 @@ def test_what_the_teacher_says_about_itself(sharp):
         (dict(present='maybe'), "present='maybe'"),
         (dict(class_names=['cat', ' ']), 'class 1 has an empty name'),
         (dict(template='two {}s'), "'cat' are not found.*joins"),
+        (
+            dict(class_names=['bow (weapon)']),
+            r"bow \(weapon\)' are not found.*put a sp",
+        ),
         (dict(template='a ' * 20 + '{}'), "'cat' are not found.*cut at 16 tokens"),
         (dict(template='{}', token_row='predicts'), 'needs a word before'),
         (dict(image_size=36), r'image_size=\(36, 36\) is no multiple.*\(8, 8\)'),

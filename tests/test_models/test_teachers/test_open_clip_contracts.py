@@ -55,7 +55,8 @@ def test_the_teacher_stays_frozen_and_in_eval_mode_when_the_student_trains(stude
     student.train().requires_grad_(True)
     network = student.teacher.network
     assert not any(module.training for module in network.modules())
-    assert not any(value.requires_grad for value in tensors_of(student.teacher))
+    tensors = [*network.parameters(), *student.teacher.texts.values()]
+    assert not any(value.requires_grad for value in tensors)
 
 
 def test_copies_share_the_teacher(student):

@@ -157,8 +157,9 @@ def test_weights_that_cannot_be_fetched_say_what_to_download(
 def test_a_download_of_nothing_is_no_random_model(release, monkeypatch):
     import open_clip
 
-    monkeypatch.setattr(open_clip, 'download_pretrained', lambda *_, **__: '')
-    with pytest.raises(RuntimeError, match='someone/tiny'):
+    for module in (open_clip, open_clip.factory):
+        monkeypatch.setattr(module, 'download_pretrained', lambda *_, **__: '')
+    with pytest.raises(RuntimeError, match='nothing was downloaded.*someone/tiny'):
         load_open_clip('tiny-clip', 'made_up')
 
 

@@ -77,6 +77,9 @@ def sharp_network(name: str) -> Any:
                     if weight is not None:
                         weight.data *= 3
                 module.in_proj_bias.data.normal_(std=0.3)
+        for name, value in network.named_parameters():
+            if name.endswith('gamma'):  # of the layer scale
+                value.data.uniform_(0.2, 1.5)
         for embedding in ('token_embedding.weight', 'positional_embedding'):
             owner = getattr(network, 'text', network)
             owner.get_parameter(embedding).data.normal_(std=0.5)

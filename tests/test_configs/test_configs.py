@@ -1,0 +1,72 @@
+"""Every config builds, and an LFI config states only what differs from its twin."""
+
+from pathlib import Path
+
+import pytest
+from mmdet.registry import MODELS
+from mmengine.config import Config
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+ALL = sorted(CONFIGS.glob('lfi/*.py'))
+PAIRS = [
+    ('mask-rcnn_vit-s_coco.py', 'mask-rcnn_vit-s_lfi_coco.py'),
+    ('mask-rcnn_vit-mini_shapes.py', 'mask-rcnn_vit-mini_lfi_shapes.py'),
+    ('mask-rcnn_vit-t_coco-mini.py', 'mask-rcnn_vit-t_lfi_coco-mini.py'),
+]
+
+
+def load(name: str) -> Config:
+    return Config.fromfile(CONFIGS / 'lfi' / name)
+
+
+@pytest.mark.parametrize('path', ALL, ids=lambda path: path.stem)
+def test_a_config_builds_and_its_parts_agree(path):
+    cfg = Config.fromfile(path)
+    assert cfg.find_unused_parameters is False
+    if 'teacher' in cfg.model and cfg.model.teacher.type != 'GroundTruthTeacher':
+        cfg.model.teacher = cfg.model.distiller = None  # its weights are downloads
+    model = MODELS.build(cfg.model)
+    classes = cfg.train_dataloader.dataset.get('metainfo', {}).get('classes')
+    heads = model.roi_head.bbox_head.num_classes, model.roi_head.mask_head.num_classes
+    assert heads[0] == heads[1]
+    assert classes is None or len(classes) == heads[0]
+    assert model.backbone.num_queries in (0, heads[0])
+
+
+@pytest.mark.parametrize('twin, lfi', PAIRS)
+def test_outside_the_model_an_lfi_config_is_its_twin(twin, lfi):
+    a, b = load(twin), load(lfi)
+    assert {k: v for k, v in a.items() if k != 'model'} == {
+        k: v for k, v in b.items() if k != 'model'
+    }
+
+
+@pytest.mark.parametrize('twin, lfi', PAIRS)
+def test_within_the_model_lfi_adds_queries_teacher_and_distiller_only(twin, lfi):
+    a, b = load(twin).model, load(lfi).model
+    assert b.pop('teacher') and b.pop('distiller')
+    assert (a.pop('type'), b.pop('type')) == ('MaskRCNN', 'LFIMaskRCNN')
+    assert b.backbone.pop('num_queries') and b.backbone.pop('interaction_layers')
+    for cfg in (a, b):
+        cfg.backbone.pop('init_cfg')  # the small photos start from scratch
+    assert a == b
+
+
+def test_the_coco_recipe_is_the_published_one():
+    cfg = load('mask-rcnn_vit-s_lfi_coco.py')
+    assert cfg.model.backbone.arch == 'deit-small'
+    assert cfg.model.backbone.window_size == 14
+    assert tuple(cfg.model.backbone.global_layers) == (2, 5, 8, 11)
+    assert cfg.model.backbone.drop_path_rate == 0.1
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
+    assert (cfg.optim_wrapper.optimizer.lr, cfg.train_cfg.max_epochs) == (1e-4, 12)
+    assert cfg.optim_wrapper.optimizer.weight_decay == 0.05
+    assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size
+    assert tuple(cfg.train_pipeline[2].scale) == (1333, 800)
+
+
+def test_the_readme_lists_every_config_and_no_other():
+    readme = (CONFIGS.parent / 'README.md').read_text()
+    for path in ALL:
+        assert f'[{path.stem}](configs/lfi/{path.name})' in readme
+    assert readme.count('](configs/lfi/') == len(ALL)
