@@ -1,3 +1,3 @@
-from . import hooks, optimizers
+from . import amp, hooks, optimizers
 
-__all__ = ['hooks', 'optimizers']
+__all__ = ['amp', 'hooks', 'optimizers']

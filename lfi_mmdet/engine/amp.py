@@ -79,5 +79,9 @@ def choose_precision(cfg: Config, amp: bool) -> str | None:
     return (
         f'no device for AmpOptimWrapper (found {device!r}, it needs one of '
         f'{AMP_DEVICES}): training in float32'
-        + ('; --amp gives bfloat16' if device == 'cpu' else '')
+        + (
+            '; --amp gives bfloat16, which most CPUs do slower'
+            if device == 'cpu'
+            else ''
+        )
     )
