@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from mmdet.registry import MODELS
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
@@ -82,6 +83,17 @@ def load_student(model: torch.nn.Module, path: str) -> None:
     model.load_state_dict(weights, strict=False)
 
 
+def initialise(model: torch.nn.Module) -> None:
+    """Initialise as training does, without a log entry for every single weight."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel('WARNING')
+    try:
+        model.init_weights()
+    finally:
+        logger.setLevel(level)
+
+
 def pictures(
     model: LFIMixin, loader: DataLoader, images: int, last_only: bool
 ) -> list[MapRow]:
@@ -156,11 +168,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error('no CHECKPOINT, and --start-checkpoint none: nothing to measure')
     out = Path(args.out_dir or f'work_dirs/{Path(args.config).stem}/interactions')
     init_default_scope(cfg.get('default_scope', 'mmdet'))
-    # mmengine would report the initialisation of every single weight
-    MMLogger.get_current_instance().setLevel('WARNING')
     set_random_seed(args.seed)
-    from mmdet.registry import MODELS
-
     model = MODELS.build(cfg.model).to(args.device)
     workers = min(2, cfg.val_dataloader.get('num_workers', 0))
     loader = interaction_dataloader(
@@ -177,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
         if weights in (None, 'none'):
             continue
         if name == 'start' and weights == 'init':
-            model.init_weights()
+            initialise(model)
         else:
             load_student(model, weights)
         results[name] = interaction_divergence(model, tqdm(loader, name, ncols=70))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmdet.registry import MODELS
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 from mmengine.runner import set_random_seed
@@ -62,8 +63,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def build(path: str, args: argparse.Namespace) -> torch.nn.Module:
     """Build a detector without its teacher, with random weights."""
-    from mmdet.registry import MODELS
-
     cfg = Config.fromfile(path)
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)

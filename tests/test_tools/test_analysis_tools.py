@@ -4,12 +4,15 @@ import importlib.util
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from PIL import Image
 
+from lfi_mmdet.visualization import MapPanel, MapRow
 from tests.tiny import tiny_config_text, write_tiny_coco
 
 TOOLS = Path(__file__).parents[2] / 'tools'
@@ -54,7 +57,9 @@ def test_start_and_trained_are_compared_in_table_report_and_picture(
     root, checkpoint, tmp_path, capsys
 ):
     arguments = [str(root / 'lfi.py'), checkpoint, '--out-dir', str(tmp_path)]
+    level = MMLogger.get_current_instance().level
     assert analyze.main([*arguments, '--images', '3', '--detections', '1']) == 0
+    assert MMLogger.get_current_instance().level == level
     report = json.loads((tmp_path / 'interactions.json').read_text())
     start, trained = report['start'], report['trained']
     assert start['num_images'] == trained['num_images'] == 3
@@ -70,9 +75,31 @@ def test_start_and_trained_are_compared_in_table_report_and_picture(
         assert title in shown
     ratio = start['layers'][0]['kl'] / trained['layers'][0]['kl']
     assert f'{ratio:.3f}' in shown
+    widths = {}
     for name in ('interactions.png', 'detections.png'):
         with Image.open(tmp_path / name) as image:
             image.load()
+            widths[name] = image.width
+    analyze.main([*arguments, '--images', '1', '--start-checkpoint', 'none'])
+    with Image.open(tmp_path / 'interactions.png') as image:
+        assert image.width < widths['interactions.png']
+
+
+def test_the_last_map_before_the_training_stands_beside_the_teachers():
+    def row(*titles):
+        panels = [MapPanel(title, np.zeros((2, 2))) for title in titles]
+        return MapRow(np.zeros((2, 2, 3), np.uint8), 'dog', None, panels)
+
+    rows = [row('teacher', 'student, block 3', 'student, block 7')]
+    before = row('teacher', 'student, block 3', 'student, block 7')
+    analyze.add_before(rows, [before])
+    assert [panel.title for panel in rows[0].panels] == [
+        'teacher',
+        'before training, block 7',
+        'student, block 3',
+        'student, block 7',
+    ]
+    assert rows[0].panels[1] is before.panels[-1]
 
 
 def test_the_same_seed_gives_the_same_start(root, tmp_path):
@@ -84,6 +111,9 @@ def test_the_same_seed_gives_the_same_start(root, tmp_path):
         )
         reports.append(json.loads((tmp_path / 'interactions.json').read_text()))
     assert reports[0]['start'] == reports[1]['start'] != reports[2]['start']
+    # initialised queries look almost everywhere alike, zeros would do so exactly
+    first = reports[0]['start']['layers'][0]
+    assert 1e-6 < abs(first['kl'] - first['kl_uniform']) < 0.1
     assert 'trained' not in reports[0]
     assert not (tmp_path / 'interactions.png').exists()
 

@@ -92,6 +92,7 @@ def test_rows_are_the_largest_present_classes_with_teacher_and_layers():
     titles = [panel.title for panel in rows[0].panels]
     assert titles == ['teacher, layer 1', 'student, block 3', 'student, block 7']
     assert rows[0].panels[0].kl is None
+    assert rows[0].panels[0].values[16:32, 16:32].mean() > 8
     assert rows[0].panels[1].kl == pytest.approx(np.log(16), rel=1e-5)
     (row,) = map_rows(reading, preprocessor, CLASSES, max_classes=1, last_only=True)
     assert [panel.title for panel in row.panels] == ['teacher', 'student']
