@@ -125,6 +125,7 @@ def main(argv: list[str] | None = None) -> int:
             f'1/5 draw {args.train} + {args.val} scenes', logs / 'scenes.log',
             'tools/make_shapes.py', str(data), '--train', str(args.train),
             '--val', str(args.val), '--unlabeled', '16', '--workers', '2',
+            '--max-objects', '3', '--min-size', '0.15', '--clutter', '0.2',
             '--overwrite', '--preview', '12',
         )  # fmt: skip
         for step, (name, config) in enumerate((('twin', TWIN), ('lfi', LFI)), start=2):

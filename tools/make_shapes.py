@@ -53,6 +53,24 @@ def build_parser() -> argparse.ArgumentParser:
         help='painting style',
     )
     parser.add_argument(
+        '--clutter',
+        type=float,
+        default=defaults.clutter,
+        help='how much distracts from the objects, 0 to 1',
+    )
+    parser.add_argument(
+        '--min-size',
+        type=float,
+        default=defaults.min_size,
+        help='longest side of the smallest object, as a share of the image side',
+    )
+    parser.add_argument(
+        '--max-size', type=float, default=defaults.max_size, help='of the largest one'
+    )
+    parser.add_argument(
+        '--max-objects', type=int, default=defaults.max_objects, help='per scene'
+    )
+    parser.add_argument(
         '--captions', type=int, default=defaults.captions, help='captions per image'
     )
     parser.add_argument('--seed', type=int, default=0, help='same seed, same bytes')
@@ -81,6 +99,10 @@ def main(argv: list[str] | None = None) -> int:
             size=args.size,
             classes=args.classes,
             domain=args.domain,
+            clutter=args.clutter,
+            min_size=args.min_size,
+            max_size=args.max_size,
+            max_objects=args.max_objects,
             captions=args.captions,
         )
         made = generate_dataset(

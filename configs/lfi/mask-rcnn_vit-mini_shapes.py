@@ -61,7 +61,7 @@ train_cfg = dict(
 )
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(lr=5e-4),
+    optimizer=dict(lr=1e-3),
     paramwise_cfg=dict(num_layers=6),
     clip_grad=dict(max_norm=1.0),
 )

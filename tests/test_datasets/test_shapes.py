@@ -83,8 +83,8 @@ def test_scenes_are_varied(scenes):
     assert {item.texture for item in items} == set(TEXTURES)
     assert {item.faint for item in items} == {True, False}
     extents = [item.extent for item in items]
-    assert 0.08 <= min(extents) < 0.1 and 0.45 < max(extents) <= 0.55
-    assert all(any(i.category is None for i in scene.items) for scene in scenes)
+    assert 0.12 <= min(extents) < 0.14 and 0.45 < max(extents) <= 0.55
+    assert any(i.category is None for scene in scenes for i in scene.items)
 
 
 def test_no_object_is_too_hidden_to_be_labelled(scenes):
@@ -287,3 +287,22 @@ def test_the_generator_needs_neither_torch_nor_mmdet():
         [sys.executable, '-c', script], capture_output=True, text=True
     )
     assert done.stdout.strip() == 'set()', done.stderr
+
+
+def test_clutter_adds_what_belongs_to_no_class_and_faint_objects():
+    def count(clutter):
+        config = SceneConfig(clutter=clutter)
+        scenes = [sample_scene(0, 'train', i, config) for i in range(40)]
+        items = [item for scene in scenes for item in scene.items]
+        strange = sum(item.category is None for item in items)
+        faint = sum(item.faint for item in items if item.category is not None)
+        return strange, faint
+
+    assert count(0.0) == (0, 0)
+    some, many = count(0.4), count(1.0)
+    assert 0 < some[0] < many[0] and 0 < some[1] < many[1]
+
+
+def test_an_impossible_clutter_is_named():
+    with pytest.raises(ValueError, match='clutter is 1.5; choose 0 to 1'):
+        SceneConfig(clutter=1.5)

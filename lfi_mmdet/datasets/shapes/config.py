@@ -27,8 +27,11 @@ class SceneConfig:
         min_objects (int): Fewest objects in a scene. Defaults to 1.
         max_objects (int): Most objects in a scene. Defaults to 6.
         min_size (float): Shortest longest side of an object, as a share of the
-            image side. Sizes are log-uniform. Defaults to 0.08.
+            image side. Sizes are log-uniform. Defaults to 0.12.
         max_size (float): Longest one. Defaults to 0.55.
+        clutter (float): How much distracts from the objects, from 0 to 1: number
+            of blobs and strokes that belong to no class, and share of objects in
+            faint colours. Defaults to 0.3.
         min_visible_share (float): Objects are placed such that this share of
             each one's full area stays in sight. Defaults to 0.25.
         min_visible_pixels (int): And this many pixels. Defaults to 12.
@@ -43,8 +46,9 @@ class SceneConfig:
     domain: str = 'photo'
     min_objects: int = 1
     max_objects: int = 6
-    min_size: float = 0.08
+    min_size: float = 0.12
     max_size: float = 0.55
+    clutter: float = 0.3
     min_visible_share: float = 0.25
     min_visible_pixels: int = 12
     captions: int = 3
@@ -64,6 +68,8 @@ class SceneConfig:
                 f'min_size is {self.min_size} and max_size is {self.max_size}; '
                 'needs 0 < min <= max <= 1'
             )
+        if not 0 <= self.clutter <= 1:
+            raise ValueError(f'clutter is {self.clutter}; choose 0 to 1')
         if not 0 < self.min_visible_share <= 0.9:
             raise ValueError(
                 f'min_visible_share is {self.min_visible_share}; needs 0 < share <= 0.9'

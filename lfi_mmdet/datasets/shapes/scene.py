@@ -183,7 +183,7 @@ def _stroke(rng: np.random.Generator, side: int) -> Item:
 def _object(rng: np.random.Generator, config: SceneConfig, others: list[Item]) -> Item:
     side = config.size
     category = _choose(rng, config.class_names)
-    fill = _fill(rng, 0.18)
+    fill = _fill(rng, 0.2 * config.clutter)
     if others and rng.random() < 0.3:
         # Captions such as 'two blue circles' need repeats
         model = others[rng.integers(len(others))]
@@ -229,8 +229,12 @@ def _arrange(
     rng: np.random.Generator, config: SceneConfig
 ) -> tuple[list[Item], np.ndarray]:
     side = config.size
-    items = [_blob(rng, side, 0.5) for _ in range(rng.integers(3, 9))]
-    items += [_stroke(rng, side) for _ in range(rng.integers(2, 8))]
+    blobs, strokes, front = (
+        int(round(config.clutter * n))
+        for n in (rng.integers(3, 9), rng.integers(2, 8), rng.choice([0, 0, 1, 2]))
+    )
+    items = [_blob(rng, side, 0.5) for _ in range(blobs)]
+    items += [_stroke(rng, side) for _ in range(strokes)]
     items = [items[i] for i in rng.permutation(len(items))]
     owner = np.full((side, side), -1, np.int16)
     for index, item in enumerate(items):
@@ -249,12 +253,12 @@ def _arrange(
             items.append(item)
             owner = covered
 
-    for _ in range(rng.choice([0, 0, 1, 2])):
+    for _ in range(front):
         # Clutter in front of the objects
-        front = _stroke(rng, side) if rng.random() < 0.5 else _blob(rng, side, 0.25)
-        covered = _cover(owner, len(items), front)
+        item = _stroke(rng, side) if rng.random() < 0.5 else _blob(rng, side, 0.25)
+        covered = _cover(owner, len(items), item)
         if _all_seen(covered, items, config):
-            items.append(front)
+            items.append(item)
             owner = covered
     return items, owner
 

@@ -209,6 +209,10 @@ class InteractionViT(BaseModule):
         self._is_init = True
 
     def _init_queries(self) -> None:
+        # at std 0.02 a narrow ViT's logits are next to 0, and so are their gradients
+        for module in self.interaction.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
         if self.text_embeddings is None:
             nn.init.trunc_normal_(self.queries, std=0.02)
             return
