@@ -81,8 +81,8 @@ class InteractionDistiller(BaseModule):
     def _check(self, name: str, loss: InteractionLoss, dims: int | None) -> None:
         if loss.needs_features and dims is None:
             raise ValueError(
-                f'distiller.losses.{name} ({type(loss).__name__}) needs features, which '
-                'this teacher has not; set it to None or choose another teacher'
+                f'distiller.losses.{name} ({type(loss).__name__}) needs features, '
+                'which this teacher has not; set it to None or choose another teacher'
             )
         if len(self.pairs) < loss.min_layers:
             raise ValueError(

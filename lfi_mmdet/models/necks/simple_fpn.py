@@ -73,7 +73,7 @@ class SimpleFPN(BaseModule):
         )
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """From the last of ``inputs``, (B, C, H, W), make the levels, fine to coarse."""
+        """Make the levels, fine to coarse, from the last input, (B, C, H, W)."""
         outs = [level(inputs[-1]) for level in self.levels]
         for _ in range(self.num_extra):
             outs.append(F.max_pool2d(outs[-1], 1, stride=2))
