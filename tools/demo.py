@@ -62,7 +62,9 @@ def read_run(work_dir: Path) -> dict[str, float]:
     newest = max(work_dir.glob('*/vis_data/scalars.json'))
     lines = [json.loads(line) for line in newest.read_text().splitlines()]
     times = [line['time'] for line in lines if 'loss' in line]
-    metrics = next(line for line in reversed(lines) if 'coco/bbox_mAP' in line)
+    metrics = next((line for line in reversed(lines) if 'coco/bbox_mAP' in line), None)
+    if metrics is None:
+        raise StepFailed(f'{newest}: no mAP, since nothing was detected at all')
     return dict(
         box_map=metrics['coco/bbox_mAP'],
         mask_map=metrics['coco/segm_mAP'],
@@ -125,7 +127,9 @@ def main(argv: list[str] | None = None) -> int:
             f'1/5 draw {args.train} + {args.val} scenes', logs / 'scenes.log',
             'tools/make_shapes.py', str(data), '--train', str(args.train),
             '--val', str(args.val), '--unlabeled', '16', '--workers', '2',
-            '--max-objects', '3', '--min-size', '0.15', '--clutter', '0.2',
+            # what a model without pretraining can learn in minutes
+            '--domain', 'flat', '--max-objects', '3', '--min-size', '0.2',
+            '--clutter', '0.2',
             '--overwrite', '--preview', '12',
         )  # fmt: skip
         for step, (name, config) in enumerate((('twin', TWIN), ('lfi', LFI)), start=2):
@@ -148,15 +152,14 @@ def main(argv: list[str] | None = None) -> int:
             'tools/compare_models.py', TWIN, LFI, '--shape', '128', '128',
             '--repeat', '5', '--out', str(costs),
         )  # fmt: skip
+        models = json.loads(costs.read_text())['models']
+        rows = {
+            title: dict(read_run(out / name), parameters=model['parameters']['total'])
+            for title, name, model in zip(('twin', 'LFI'), ('twin', 'lfi'), models)
+        }
     except StepFailed as error:
         print(error, file=sys.stderr)
         return 1
-    models = json.loads(costs.read_text())['models']
-    rows = {}
-    for title, name, model in zip(('twin', 'LFI'), ('twin', 'lfi'), models):
-        rows[title] = dict(
-            read_run(out / name), parameters=model['parameters']['total']
-        )
     report = json.loads((out / 'interactions.json').read_text())
     facts = {key: report[key] for key in ('versions', 'gpu', 'cpu_threads', 'seed')}
     last_start, last = report['start']['layers'][-1], report['trained']['layers'][-1]
