@@ -111,9 +111,9 @@ def test_the_same_seed_gives_the_same_start(root, tmp_path):
         )
         reports.append(json.loads((tmp_path / 'interactions.json').read_text()))
     assert reports[0]['start'] == reports[1]['start'] != reports[2]['start']
-    # initialised queries look almost everywhere alike, zeros would do so exactly
+    # queries that were never initialised, zeros, would look everywhere alike
     first = reports[0]['start']['layers'][0]
-    assert 1e-6 < abs(first['kl'] - first['kl_uniform']) < 0.1
+    assert abs(first['kl'] - first['kl_uniform']) > 1e-3
     assert 'trained' not in reports[0]
     assert not (tmp_path / 'interactions.png').exists()
 
