@@ -92,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--out', type=Path, default=Path('demo_output'))
-    parser.add_argument('--train', type=int, default=800, help='labelled scenes')
+    parser.add_argument('--train', type=int, default=1600, help='labelled scenes')
     parser.add_argument('--val', type=int, default=150, help='scenes to evaluate on')
     parser.add_argument(
         '--iters', type=int, help="iterations; default: the config's, in minutes"
@@ -121,6 +121,10 @@ def main(argv: list[str] | None = None) -> int:
             f'train_cfg.max_iters={args.iters}',
             f'train_cfg.val_interval={args.iters}',
             f'default_hooks.checkpoint.interval={args.iters}',
+            # warm up over the same share as in the config, anneal to the end
+            f'param_scheduler.0.end={max(args.iters // 8, 1)}',
+            f'param_scheduler.1.begin={max(args.iters // 8, 1)}',
+            f'param_scheduler.1.end={args.iters}',
         ]
     try:
         run(
@@ -128,8 +132,8 @@ def main(argv: list[str] | None = None) -> int:
             'tools/make_shapes.py', str(data), '--train', str(args.train),
             '--val', str(args.val), '--unlabeled', '16', '--workers', '2',
             # what a model without pretraining can learn in minutes
-            '--domain', 'flat', '--max-objects', '3', '--min-size', '0.2',
-            '--clutter', '0.2',
+            '--domain', 'flat', '--max-objects', '4', '--min-size', '0.16',
+            '--typical-colours', '0.9',
             '--overwrite', '--preview', '12',
         )  # fmt: skip
         for step, (name, config) in enumerate((('twin', TWIN), ('lfi', LFI)), start=2):

@@ -59,6 +59,12 @@ def build_parser() -> argparse.ArgumentParser:
         help='how much distracts from the objects, 0 to 1',
     )
     parser.add_argument(
+        '--typical-colours',
+        type=float,
+        default=defaults.typical_colours,
+        help='share of objects in the colour of their class, 0 to 1',
+    )
+    parser.add_argument(
         '--min-size',
         type=float,
         default=defaults.min_size,
@@ -100,6 +106,7 @@ def main(argv: list[str] | None = None) -> int:
             classes=args.classes,
             domain=args.domain,
             clutter=args.clutter,
+            typical_colours=args.typical_colours,
             min_size=args.min_size,
             max_size=args.max_size,
             max_objects=args.max_objects,

@@ -11,7 +11,7 @@ model = dict(
         layer_mapping='one_to_one',
         schedule=dict(warmup=50),
         losses=dict(
-            attention=dict(type='InteractionAttentionLoss', loss_weight=1.0),
+            attention=dict(type='InteractionAttentionLoss', loss_weight=2.0),
             dynamics=dict(type='InteractionDynamicsLoss', loss_weight=0.1),
         ),
     ),

@@ -6,7 +6,7 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-max_iters = 450
+max_iters = 400
 num_classes = 12
 fpn_channels = 64
 
@@ -62,10 +62,11 @@ train_cfg = dict(
 )
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(lr=1e-3),
+    optimizer=dict(lr=5e-4),
     paramwise_cfg=dict(num_layers=6),
     clip_grad=dict(max_norm=1.0),
 )
+auto_scale_lr = dict(base_batch_size=8)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=max_iters),

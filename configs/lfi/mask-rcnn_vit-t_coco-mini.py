@@ -7,12 +7,7 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(
-        arch='deit-tiny',
-        init_cfg=dict(
-            checkpoint='https://dl.fbaipublicfiles.com/deit/'
-            'deit_tiny_patch16_224-a1311bcf.pth'
-        ),
-    ),
+    # from scratch, so that it runs offline; --cfg-options can name DeiT's weights
+    backbone=dict(arch='deit-tiny', init_cfg=None),
     neck=dict(in_channels=192),
 )

@@ -74,6 +74,7 @@ train_cfg = dict(
 optim_wrapper = dict(
     type='OptimWrapper', optimizer=dict(lr=3e-4), clip_grad=dict(max_norm=1.0)
 )
+auto_scale_lr = dict(base_batch_size=4)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=max_iters),

@@ -1,11 +1,10 @@
-# Needs neither downloads nor a GPU: the teacher reads the masks (diagnosis only)
-# and the student starts from scratch. For distillation proper give it the teacher
-# of mask-rcnn_vit-s_lfi_coco.py.
+# Needs neither downloads nor a GPU: the teacher reads the masks (diagnosis only).
+# For distillation proper give it the teacher of mask-rcnn_vit-s_lfi_coco.py.
 _base_ = './mask-rcnn_vit-t_coco-mini.py'
 
 model = dict(
     type='LFIMaskRCNN',
-    backbone=dict(num_queries=80, interaction_layers=(2, 5, 8, 11), init_cfg=None),
+    backbone=dict(num_queries=80, interaction_layers=(2, 5, 8, 11)),
     teacher=dict(type='GroundTruthTeacher', grid_size=40),
     distiller=dict(
         type='InteractionDistiller',

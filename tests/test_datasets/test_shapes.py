@@ -25,7 +25,7 @@ from lfi_mmdet.datasets.shapes import (
 from lfi_mmdet.datasets.shapes.captions import plural
 from lfi_mmdet.datasets.shapes.classes import outline, polygon_area
 from lfi_mmdet.datasets.shapes.coco import encode_mask, trace
-from lfi_mmdet.datasets.shapes.scene import rasterise
+from lfi_mmdet.datasets.shapes.scene import rasterise, typical_colour
 from lfi_mmdet.datasets.shapes.textures import COLOURS, TEXTURES
 
 SMALL = SceneConfig(size=64)
@@ -301,6 +301,28 @@ def test_clutter_adds_what_belongs_to_no_class_and_faint_objects():
     assert count(0.0) == (0, 0)
     some, many = count(0.4), count(1.0)
     assert 0 < some[0] < many[0] and 0 < some[1] < many[1]
+
+
+def test_typical_colours_tie_most_objects_to_the_colour_of_their_class():
+    def share(typical_colours):
+        config = SceneConfig(clutter=0.0, typical_colours=typical_colours)
+        scenes = [sample_scene(0, 'train', i, config) for i in range(40)]
+        hits = [
+            scene.items[i].colour
+            == typical_colour(scene.items[i].category, config.class_names)
+            for scene in scenes
+            for i in scene.objects
+        ]
+        return sum(hits) / len(hits)
+
+    assert share(1.0) == 1.0
+    assert 0.6 < share(0.8) < 0.95
+    assert share(0.0) < 0.3  # one colour in twelve, and repeats
+
+
+def test_an_impossible_share_of_typical_colours_is_named():
+    with pytest.raises(ValueError, match='typical_colours is -1; choose 0 to 1'):
+        SceneConfig(typical_colours=-1)
 
 
 def test_an_impossible_clutter_is_named():

@@ -32,6 +32,10 @@ class SceneConfig:
         clutter (float): How much distracts from the objects, from 0 to 1: number
             of blobs and strokes that belong to no class, and share of objects in
             faint colours. Defaults to 0.3.
+        typical_colours (float): Share of objects in the colour of their class, as
+            most bananas are yellow; the rest wears any colour. At 0 only the
+            outline tells the classes apart, which takes long to learn from
+            scratch. Defaults to 0.
         min_visible_share (float): Objects are placed such that this share of
             each one's full area stays in sight. Defaults to 0.25.
         min_visible_pixels (int): And this many pixels. Defaults to 12.
@@ -49,6 +53,7 @@ class SceneConfig:
     min_size: float = 0.12
     max_size: float = 0.55
     clutter: float = 0.3
+    typical_colours: float = 0.0
     min_visible_share: float = 0.25
     min_visible_pixels: int = 12
     captions: int = 3
@@ -68,8 +73,9 @@ class SceneConfig:
                 f'min_size is {self.min_size} and max_size is {self.max_size}; '
                 'needs 0 < min <= max <= 1'
             )
-        if not 0 <= self.clutter <= 1:
-            raise ValueError(f'clutter is {self.clutter}; choose 0 to 1')
+        for name in ('clutter', 'typical_colours'):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f'{name} is {getattr(self, name)}; choose 0 to 1')
         if not 0 < self.min_visible_share <= 0.9:
             raise ValueError(
                 f'min_visible_share is {self.min_visible_share}; needs 0 < share <= 0.9'

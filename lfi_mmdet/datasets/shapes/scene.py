@@ -133,6 +133,12 @@ def _choose(rng: np.random.Generator, names: tuple[str, ...]) -> str:
     return names[rng.integers(len(names))]
 
 
+def typical_colour(category: str, class_names: tuple[str, ...]) -> str:
+    """The colour that most objects of a class wear if colours are typical."""
+    names = list(COLOURS)
+    return names[class_names.index(category) % len(names)]
+
+
 def _fill(rng: np.random.Generator, faint_share: float) -> dict:
     colour = _choose(rng, tuple(COLOURS))
     faint = rng.random() < faint_share
@@ -192,6 +198,10 @@ def _object(rng: np.random.Generator, config: SceneConfig, others: list[Item]) -
             fill |= dict(colour=model.colour, rgb=sample_colour(rng, model.colour))
         if rng.random() < 0.3:
             fill |= dict(texture=model.texture)
+    # no draw at 0: older datasets keep their bytes
+    if config.typical_colours and rng.random() < config.typical_colours:
+        colour = typical_colour(category, config.class_names)
+        fill |= dict(colour=colour, rgb=sample_colour(rng, colour))
     span = np.log([config.min_size, config.max_size])
     extent = float(np.exp(rng.uniform(*span)))
     points = outline(category, rng.random()) @ _rotation(rng.uniform(0, 2 * np.pi))
