@@ -33,3 +33,20 @@ launch() {
     exec "$PYTHON" "$TOOLS/_launch.py" --nnodes="$nodes" \
         --nproc-per-node="$gpus" "${rendezvous[@]}" "$@"
 }
+
+# slurm PARTITION JOB_NAME SCRIPT [ARGS]: srun with one task per GPU
+slurm() {
+    local partition=$1 name=$2 words
+    shift 2
+    read -ra words <<<"${SRUN_ARGS:-}"
+    set -x
+    exec srun --partition="$partition" \
+        --job-name="$name" \
+        --gres=gpu:"${GPUS_PER_NODE:-8}" \
+        --ntasks="${GPUS:-8}" \
+        --ntasks-per-node="${GPUS_PER_NODE:-8}" \
+        --cpus-per-task="${CPUS_PER_TASK:-5}" \
+        --kill-on-bad-exit=1 \
+        "${words[@]}" \
+        "$PYTHON" -u "$@"
+}

@@ -5,15 +5,17 @@ from pathlib import Path
 
 import torch
 from mmdet.registry import MODELS
-from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
-from mmengine.runner import CheckpointLoader, set_random_seed
+from mmengine.runner import set_random_seed
 from terminaltables import AsciiTable
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import lfi_mmdet  # noqa: F401  before mmdet: it may have to provide mmcv's ops
+from lfi_mmdet.engine.command_line import ConfigOptions, read_config
+from lfi_mmdet.engine.plain_errors import plain_errors
+from lfi_mmdet.engine.preflight import check_checkpoint, check_weights
 from lfi_mmdet.evaluation import (
     InteractionDivergence,
     interaction_dataloader,
@@ -59,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         '--device', default='cuda' if torch.cuda.is_available() else 'cpu'
     )
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='key=value pairs'
+        '--cfg-options', nargs='+', action=ConfigOptions, help='key=value pairs'
     )
     return parser
 
@@ -68,19 +70,14 @@ def load_student(model: torch.nn.Module, path: str) -> None:
     """Load a checkpoint, all of it but what belongs to the distiller.
 
     Raises:
-        ValueError: If keys are missing or left over.
+        InputError: If it is missing, cannot be read, or is for another model.
     """
-    checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
-    weights = checkpoint.get('state_dict', checkpoint)
-    own = [key for key in model.state_dict() if not key.startswith('distiller.')]
-    given = [key for key in weights if not key.startswith('distiller.')]
-    missing, odd = sorted(set(own) - set(given)), sorted(set(given) - set(own))
-    if missing or odd:
-        raise ValueError(
-            f'{path} does not belong to this config: it lacks {len(missing)} weights '
-            f'{missing[:3]} and has {len(odd)} others {odd[:3]}'
-        )
-    model.load_state_dict(weights, strict=False)
+    check_checkpoint(path, 'checkpoint')
+    distiller, model.distiller = model.distiller, None
+    try:
+        check_weights(model, path, 'test')
+    finally:
+        model.distiller = distiller
 
 
 def initialise(model: torch.nn.Module) -> None:
@@ -156,9 +153,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = read_config(args.config, args.cfg_options)
     if not cfg.model.get('teacher'):
         parser.error(
             f'{args.config}: model.teacher is None, so there is nothing to compare the '
@@ -230,4 +225,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-    raise SystemExit(main())
+    with plain_errors():
+        raise SystemExit(main())

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from mmdet.registry import MODELS
-from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 from mmengine.runner import set_random_seed
 from terminaltables import AsciiTable
 from tqdm import tqdm
 
 import lfi_mmdet  # noqa: F401  before mmdet: it may have to provide mmcv's ops
+from lfi_mmdet.engine.command_line import ConfigOptions, read_config
+from lfi_mmdet.engine.plain_errors import plain_errors
 from lfi_mmdet.evaluation import (
     DemoBatch,
     count_flops,
@@ -56,16 +57,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--out', type=Path, help='JSON file to write')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='key=value, for all configs'
+        '--cfg-options',
+        nargs='+',
+        action=ConfigOptions,
+        help='key=value, for all configs',
     )
     return parser
 
 
 def build(path: str, args: argparse.Namespace) -> torch.nn.Module:
     """Build a detector without its teacher, with random weights."""
-    cfg = Config.fromfile(path)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = read_config(path, args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     if 'teacher' in cfg.model:
         cfg.model.teacher = None
@@ -180,4 +182,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-    raise SystemExit(main())
+    with plain_errors():
+        raise SystemExit(main())

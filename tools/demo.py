@@ -166,12 +166,19 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     report = json.loads((out / 'interactions.json').read_text())
     facts = {key: report[key] for key in ('versions', 'gpu', 'cpu_threads', 'seed')}
-    last_start, last = report['start']['layers'][-1], report['trained']['layers'][-1]
+    starts, ends = report['start']['layers'], report['trained']['layers']
+    last_start, last = starts[-1], ends[-1]
     summary = dict(
         command='make demo',
         rows=rows,
         divergence=dict(
-            start=last_start['kl'], trained=last['kl'], uniform=last['kl_uniform']
+            start=last_start['kl'],
+            trained=last['kl'],
+            uniform=last['kl_uniform'],
+            all_layers=[
+                dict(block=a['layer'], start=a['kl'], trained=b['kl'])
+                for a, b in zip(starts, ends, strict=True)
+            ],
         ),
         note=NOTE,
         minutes=(time.monotonic() - start) / 60,

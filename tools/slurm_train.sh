@@ -9,16 +9,4 @@ EOF
     exit 2
 fi
 source "$(dirname "$0")/_launch.sh"
-GPUS=${GPUS:-8}
-GPUS_PER_NODE=${GPUS_PER_NODE:-8}
-read -ra SRUN_WORDS <<<"${SRUN_ARGS:-}"
-set -x
-exec srun --partition="$1" \
-    --job-name="$2" \
-    --gres=gpu:"$GPUS_PER_NODE" \
-    --ntasks="$GPUS" \
-    --ntasks-per-node="$GPUS_PER_NODE" \
-    --cpus-per-task="${CPUS_PER_TASK:-5}" \
-    --kill-on-bad-exit=1 \
-    "${SRUN_WORDS[@]}" \
-    "$PYTHON" -u "$TOOLS/train.py" "$3" --work-dir="$4" --launcher=slurm "${@:5}"
+slurm "$1" "$2" "$TOOLS/train.py" "$3" --work-dir="$4" --launcher=slurm "${@:5}"

@@ -10,10 +10,10 @@ from mmengine.config import Config
 from lfi_mmdet.engine.command_line import (
     add_common_arguments,
     build_runner,
-    is_first_process,
     load_config,
+    process_number,
 )
-from lfi_mmdet.engine.distributed import setup_distributed
+from lfi_mmdet.engine.distributed import leave_distributed, setup_distributed
 from lfi_mmdet.engine.inference import (
     DumpWhole,
     augment,
@@ -71,21 +71,23 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         What the evaluator measured.
     """
     args = parse_args(argv)
-    first = is_first_process(args.launcher)
-    with plain_errors(quiet=not first):
+    process = process_number(args.launcher)
+    with plain_errors(process):
         cfg = load_config(args)
         apply_flags(cfg, args)
-        if first:
+        if process == 0:
             check_checkpoint(args.checkpoint, 'checkpoint')
             check_config(cfg, ('test',))
         setup_distributed(cfg, args.launcher)
         runner = build_runner(cfg)
-        if first:
-            check_weights(runner.model, args.checkpoint, 'test')
+        # in every process: they wait for one another when they fetch an address
+        check_weights(runner.model, args.checkpoint, 'test')
         if args.out is not None:
             # first, so that predictions are not lost when another metric fails
             runner.test_evaluator.metrics.insert(0, DumpWhole(args.out))
-        return runner.test()
+        metrics = runner.test()
+        leave_distributed()
+        return metrics
 
 
 if __name__ == '__main__':

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 
 from mmengine.config import Config
 from mmengine.logging import print_log
+from mmengine.runner import find_latest_checkpoint
 
+from lfi_mmdet.compat.checkpoints import load_checkpoint
 from lfi_mmdet.engine.amp import choose_precision
 from lfi_mmdet.engine.command_line import (
     add_common_arguments,
     build_runner,
-    is_first_process,
     load_config,
+    process_number,
 )
-from lfi_mmdet.engine.distributed import setup_distributed
+from lfi_mmdet.engine.distributed import leave_distributed, setup_distributed
 from lfi_mmdet.engine.plain_errors import plain_errors
 from lfi_mmdet.engine.preflight import (
     InputError,
@@ -67,25 +70,60 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
         cfg.load_from = None if args.resume == 'auto' else args.resume
 
 
+def start_checkpoint(cfg: Config) -> str | None:
+    """What the training starts from: ``load_from``, or the latest to resume."""
+    if cfg.get('load_from') or not cfg.get('resume'):
+        return cfg.get('load_from')
+    return find_latest_checkpoint(cfg.work_dir)
+
+
+def keep_seed(cfg: Config) -> None:
+    """Take over the seed of the run to resume, if the config sets none.
+
+    mmengine takes it over as well, but only after the sampler got a new one, and the
+    resumed run would see the images in another order.
+    """
+    checkpoint = start_checkpoint(cfg) if cfg.get('resume') else None
+    randomness = cfg.get('randomness') or {}
+    if not checkpoint or randomness.get('seed') is not None:
+        return
+    if '://' in checkpoint:
+        print_log(
+            f'the seed of {checkpoint} is not known yet: the images come in another '
+            'order than without the interruption; --cfg-options randomness.seed=... '
+            'sets it',
+            logger='current',
+            level=logging.WARNING,
+        )
+        return
+    meta = load_checkpoint(checkpoint).get('meta') or {}
+    if meta.get('seed') is not None:
+        cfg.randomness = dict(randomness, seed=meta['seed'])
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says; ends the program on bad input."""
     args = parse_args(argv)
-    first = is_first_process(args.launcher)
-    with plain_errors(quiet=not first):
+    process = process_number(args.launcher)
+    with plain_errors(process):
         cfg = load_config(args)
         apply_flags(cfg, args)
         precision = choose_precision(cfg, args.amp)
-        if first:
+        if process == 0:
             check_start(cfg)
             check_config(cfg, ('train', 'val'))
+        keep_seed(cfg)
         setup_distributed(cfg, args.launcher)
         runner = build_runner(cfg)
         if precision is not None:
             print_log(precision, logger='current')
-        if first and cfg.get('load_from'):
+        checkpoint = start_checkpoint(cfg)
+        if checkpoint:
+            # in every process: they wait for one another when they fetch an address
             purpose = 'resume' if cfg.get('resume') else 'start'
-            check_weights(runner.model, cfg.load_from, purpose)
+            check_weights(runner.model, checkpoint, purpose)
         runner.train()
+        leave_distributed()
 
 
 if __name__ == '__main__':

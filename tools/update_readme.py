@@ -40,6 +40,10 @@ def demo(result: dict) -> str:
         cells += [f'{row["seconds_per_iter"]:.2f}', f'{row["parameters"] / 1e6:.2f} M']
         lines.append('| ' + ' | '.join(cells) + ' |')
     change = result['divergence']
+    layers = ', '.join(
+        f'{layer["block"]}: {layer["start"]:.2f} -> {layer["trained"]:.2f}'
+        for layer in change['all_layers']
+    )
     return '\n'.join(
         [
             *lines,
@@ -47,8 +51,8 @@ def demo(result: dict) -> str:
             f'{result["note"]} Divergence between what queries and teacher look at, '
             f'last layer, validation scenes: {change["start"]:.2f} nats at the start, '
             f'{change["trained"]:.2f} after training (looking everywhere alike: '
-            f'{change["uniform"]:.2f}). `{result["command"]}`, '
-            f'{result["minutes"]:.0f} minutes on {machine(result)}.',
+            f'{change["uniform"]:.2f}); in blocks {layers}. `{result["command"]}`, '
+            f'{result["minutes"]:.1f} minutes on {machine(result)}.',
         ]
     )
 
@@ -64,10 +68,16 @@ def costs(result: dict) -> str:
     lines = ['| | twin | LFI | difference |', '|---|---|---|---|']
     for title, (group, key), unit, name in rows:
         a, b = twin[group][key], lfi[group][key]
-        lines.append(
-            f'| {title} | {a / unit:.1f} {name} | {b / unit:.1f} {name} '
-            f'| {100 * (b / a - 1):+.1f}% |'.replace('  ', ' ')
-        )
+        cells = [
+            f'{side[group][key] / unit:.1f} {name}'.strip()
+            + (
+                f' (IQR {side[group]["spread_s"] / unit:.0f})'
+                if 'spread_s' in side[group]
+                else ''
+            )
+            for side in (twin, lfi)
+        ]
+        lines.append(f'| {title} | {" | ".join(cells)} | {100 * (b / a - 1):+.1f}% |')
     command = 'python tools/' + ' '.join(result['command'])
     return '\n'.join([*lines, '', f'`{command}`, {machine(result)}.'])
 

@@ -7,6 +7,8 @@ numpy arrays), numpy scalars such as the best score, and dataset metainfo.
 
 from __future__ import annotations
 
+import argparse
+import os
 from collections.abc import Callable
 from pickle import UnpicklingError
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.utils import digit_version
 
 # Both store references to their own methods in a checkpoint.
@@ -45,7 +48,9 @@ def _safe_globals() -> list[tuple[Callable, str]]:
         named.append((scalar, f'{package}.multiarray.scalar'))
     kinds = '?SU' + np.typecodes['AllInteger'] + np.typecodes['AllFloat']
     dtypes = {type(np.dtype(kind)) for kind in kinds}
-    classes = (*_METHOD_OWNERS, ConfigDict, np.ndarray, np.dtype, *dtypes)
+    # MAE's fine-tuned checkpoints keep their command line
+    own = (*_METHOD_OWNERS, ConfigDict, argparse.Namespace)
+    classes = (*own, np.ndarray, np.dtype, *dtypes)
     # Classes could go without their names. But onedl-mmengine adds some of them for
     # each load and takes them away again, which leaves named entries alone.
     return named + [(c, f'{c.__module__}.{c.__qualname__}') for c in classes]
@@ -58,3 +63,37 @@ def register_safe_globals() -> None:
     """
     if digit_version(torch.__version__) >= digit_version('2.6.0'):
         torch.serialization.add_safe_globals([*_safe_globals()])
+
+
+def load_checkpoint(path: str) -> dict[str, Any]:
+    """Load a checkpoint into main memory, with one line on what is wrong with it.
+
+    Args:
+        path: File, or an address; then every process of a distributed run has to
+            call this, as mmengine lets them wait for the one that fetches it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read or is no checkpoint.
+    """
+    if '://' not in path and not os.path.isfile(path):
+        raise FileNotFoundError(f'checkpoint {path}: no such file')
+    try:
+        checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    except Exception as error:
+        # what torch says ends in paragraphs about its own options
+        reason = f'{type(error).__name__}: {str(error).partition(chr(10))[0]}'
+        if '://' in path:
+            raise ValueError(
+                f'checkpoint {path} cannot be fetched ({reason})'
+            ) from error
+        raise ValueError(
+            f'checkpoint {path} cannot be read; it is truncated, damaged or no '
+            f'checkpoint ({reason})'
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(
+            f'checkpoint {path} holds a {type(checkpoint).__name__}, not a dict of '
+            'weights'
+        )
+    return checkpoint

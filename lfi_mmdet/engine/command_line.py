@@ -74,18 +74,7 @@ def load_config(args: argparse.Namespace) -> Config:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     setup_cache_size_limit_of_dynamo()
     path = args.config
-    if not os.path.isfile(path):
-        raise InputError(f'config {path}: no such file{_neighbours(path)}')
-    try:
-        cfg = Config.fromfile(path)
-    except (OSError, SyntaxError) as error:
-        raise InputError(f'config {path} cannot be read: {error}') from error
-    try:
-        cfg.merge_from_dict(args.cfg_options or {})
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise InputError(
-            f'--cfg-options {args.cfg_options} do not fit {path}: {error}'
-        ) from error
+    cfg = read_config(path, args.cfg_options)
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
@@ -95,9 +84,32 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def is_first_process(launcher: str) -> bool:
-    """Whether this is the first process on its machine, before they are connected."""
-    return int(os.environ.get(_LOCAL_RANK.get(launcher, ''), 0)) == 0
+def read_config(path: str, options: dict[str, Any] | None = None) -> Config:
+    """Read a config and merge ``--cfg-options`` into it.
+
+    Raises:
+        InputError: See :func:`load_config`.
+    """
+    if not os.path.isfile(path):
+        raise InputError(f'config {path}: no such file{_neighbours(path)}')
+    try:
+        cfg = Config.fromfile(path)
+    except (OSError, SyntaxError, NameError, TypeError, KeyError) as error:
+        raise InputError(
+            f'config {path} cannot be read: {type(error).__name__}: {error}'
+        ) from error
+    try:
+        cfg.merge_from_dict(options or {})
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise InputError(
+            f'--cfg-options {options} do not fit {path}: {error}'
+        ) from error
+    return cfg
+
+
+def process_number(launcher: str) -> int:
+    """Number of this process on its machine, before they are connected."""
+    return int(os.environ.get(_LOCAL_RANK.get(launcher, ''), 0))
 
 
 def build_runner(cfg: Config) -> Runner:

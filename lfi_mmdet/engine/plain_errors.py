@@ -83,11 +83,14 @@ def _unregistered(text: str) -> str:
 
 
 @contextmanager
-def plain_errors(quiet: bool = False) -> Iterator[None]:
+def plain_errors(process: int = 0) -> Iterator[None]:
     """End the program with exit code 1 and one message on a known error.
 
     Args:
-        quiet: End without the message: another process has said it.
+        process: Number of this process on its machine. Launchers stop all processes
+            once one has ended, so all but the first wait a moment before they speak:
+            what every process meets is said once, and what only one of them meets (a
+            broken image) is said all the same.
     """
     try:
         yield
@@ -95,8 +98,7 @@ def plain_errors(quiet: bool = False) -> Iterator[None]:
         message = explain(error)
         if message is None:
             raise
-        if quiet:
-            # launchers stop all processes once one has ended: let the other speak first
+        if process:
             time.sleep(_PATIENCE)
-            raise SystemExit(1) from None
+            message = f'{message} (said by process {process})'
         raise SystemExit(f'error: {message}') from None

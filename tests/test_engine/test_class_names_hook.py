@@ -10,6 +10,7 @@ from lfi_mmdet.engine.hooks import ClassNamesHook
 
 class Model(nn.Module):
     names = None
+    teacher = 'a teacher'
 
     def set_class_names(self, names):
         self.names = names
@@ -30,6 +31,21 @@ def test_the_teacher_gets_the_class_names_of_the_training_dataset():
 
 def test_a_model_without_texts_is_left_alone():
     ClassNamesHook().before_train(runner(nn.Identity(), None))
+
+
+def test_without_a_teacher_there_need_be_no_class_names():
+    model = Model()
+    model.teacher = None
+    ClassNamesHook().before_train(runner(model, None))
+    assert model.names is None
+
+
+def test_of_concatenated_datasets_that_differ_the_first_gives_the_names():
+    model = Model()
+    run = runner(model, None)
+    run.train_dataloader.dataset.metainfo = [dict(classes=('a',)), dict(classes=('a',))]
+    ClassNamesHook().before_train(run)
+    assert model.names == ('a',)
 
 
 def test_a_dataset_without_class_names_is_refused():

@@ -8,7 +8,6 @@ from mmdet.datasets import CocoDataset, ConcatDataset
 from mmdet.models import BBoxHead, FCNMaskHead
 from mmdet.models.dense_heads import RPNHead
 from mmengine.dataset import RepeatDataset
-from mmengine.hooks import Hook
 from torch import nn
 
 from lfi_mmdet.engine.hooks import DatasetCheckHook, dataset_check_hook
@@ -57,11 +56,6 @@ def check(*args, **kwargs):
 def root(tmp_path):
     write_tiny_coco(tmp_path)
     return tmp_path
-
-
-def test_it_runs_before_the_hooks_that_use_the_dataset():
-    assert DatasetCheckHook.priority == 'VERY_HIGH'
-    assert issubclass(DatasetCheckHook, Hook)
 
 
 def test_a_good_dataset_passes_also_in_wrappers(root):

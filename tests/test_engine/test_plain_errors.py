@@ -68,12 +68,12 @@ def test_a_known_error_ends_the_program_with_its_message():
     assert info.value.code == 'error: what is wrong'
 
 
-def test_a_quiet_process_ends_without_one_and_lets_the_other_speak(monkeypatch):
+def test_another_process_lets_the_first_speak_before_it_speaks_itself(monkeypatch):
     waited = []
     monkeypatch.setattr(plain_errors_module.time, 'sleep', waited.append)
-    with pytest.raises(SystemExit) as info, plain_errors(quiet=True):
+    with pytest.raises(SystemExit) as info, plain_errors(process=3):
         raise InputError('what is wrong')
-    assert info.value.code == 1
+    assert info.value.code == 'error: what is wrong (said by process 3)'
     assert waited and waited[0] > 0
 
 

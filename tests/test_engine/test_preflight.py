@@ -111,6 +111,9 @@ def test_missing_images_are_found_in_every_folder(tmp_path):
         InputError, match=r'prefix: 2 of 3 images of x\.json are missing'
     ):
         check_images(paths, 'prefix', 'x.json')
+    with pytest.raises(InputError, match=r'1 of 1 images of x\.json are empty'):
+        check_images(paths[:1], 'prefix', 'x.json')
+    (tmp_path / 'a' / '1.png').write_bytes(b'x')
     check_images(paths[:1], 'prefix', 'x.json')
 
 
@@ -164,6 +167,9 @@ def test_a_good_config_passes(root):
         (lambda c: c['categories'][0].pop('name'), r"categories\[0\] lacks 'name'"),
         (lambda c: c['annotations'][2].update(id=1), r'annotations with the id 1$'),
         (lambda c: c['annotations'].clear(), r'no annotation of any class'),
+        (lambda c: c['annotations'].append(7), r'annotations\[8\] is 7, no object'),
+        (lambda c: c['annotations'][0].update(bbox=[1, 2]), r'\[0\]\.bbox=\[1, 2\]'),
+        (lambda c: c['annotations'][3].update(image_id=99), r'\[3\]\.image_id=99 is'),
         (lambda c: c['categories'].reverse(), r"write 'blue', 'green', 'red'"),
         (lambda c: c['images'][0].update(file_name='x'), r"1 of 4 .*missing: '.*/x'$"),
     ],
@@ -285,6 +291,20 @@ def test_annotations_of_evaluators_are_looked_for(root, several):
         InputError, match=r'test_evaluator\.ann_file: no file .*no\.json'
     ):
         check_config(cfg, ('test',))
+
+
+def test_annotations_of_evaluators_are_those_of_the_dataset(root):
+    write_tiny_coco(root, split='other', classes=('red', 'green', 'pink'))
+    write_tiny_coco(root, split='less', num_images=2)
+    for split, message in (
+        ('other', r"other\.json has no 'blue'"),
+        ('less', r'test_evaluator\.ann_file: .*less\.json lacks 2 images of .*train'),
+    ):
+        evaluator = dict(type='CocoMetric', ann_file=str(root / f'{split}.json'))
+        with pytest.raises(InputError, match=message):
+            check_config(
+                config(coco(root), 'test', test_evaluator=evaluator), ('test',)
+            )
 
 
 # -- checkpoints to start from -------------------------------------------------------

@@ -9,6 +9,7 @@ import mmengine.config.utils
 import pytest
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.logging import MessageHub, MMLogger
+from mmengine.visualization import Visualizer
 
 TOOLS = Path(__file__).parents[2] / 'tools'
 read_metafiles = functools.cache(mmengine.config.utils._get_cfg_metainfo)
@@ -33,7 +34,7 @@ def in_place(monkeypatch, folder):
 
 def call_tool(name, *argv):
     """Call ``main`` of a tool; nothing is left of earlier runs in this process."""
-    for manager in (MMLogger, MessageHub, DetLocalVisualizer):
+    for manager in (MMLogger, MessageHub, Visualizer, DetLocalVisualizer):
         manager._instance_dict.clear()
     return load_tool(name).main([str(word) for word in argv])
 

@@ -1,5 +1,6 @@
 """tools/train.py."""
 
+import json
 import os
 import re
 import shutil
@@ -49,6 +50,28 @@ def test_resume_continues_after_the_last_checkpoint_of_the_work_dir(
     assert state['meta']['iter'] == 2
     steps = {int(entry['step']) for entry in state['optimizer']['state'].values()}
     assert steps == {2}
+
+
+@pytest.mark.slow
+def test_a_resumed_run_goes_on_with_the_seed_that_no_config_gave(tool, tmp_path):
+    seed_hook = "default_hooks.update(iteration_seed=dict(type='IterationSeedHook'))\n"
+    config = write_tiny_run(
+        tmp_path, num_workers=1, max_iters=8, extra='del randomness\n' + seed_hook
+    )
+
+    def losses(run):
+        lines = max(run.glob('*/vis_data/scalars.json')).read_text().splitlines()
+        entries = map(json.loads, lines)
+        return {e['step']: e['loss'] for e in entries if 'loss' in e}
+
+    tool('train', config, '--work-dir', tmp_path / 'whole')
+    tool(
+        'train', config, '--work-dir', tmp_path / 'resumed',
+        '--resume', tmp_path / 'whole' / 'iter_1.pth',
+    )  # fmt: skip
+    whole, resumed = losses(tmp_path / 'whole'), losses(tmp_path / 'resumed')
+    assert sorted(resumed) == list(range(2, 9))
+    assert resumed == {step: whole[step] for step in resumed}
 
 
 def done(run):
@@ -228,6 +251,44 @@ def test_a_broken_image_is_named(refusal, config, tmp_path, workers):
     assert re.search(r'train/1\.png cannot be decoded as an image', message)
 
 
+def test_the_latest_checkpoint_is_checked_like_a_named_one(tool, config, tmp_path):
+    run = tmp_path / 'run'
+    tool('train', config, '--work-dir', run, '--cfg-options', 'train_cfg.max_iters=1')
+    resume = ['train', config, '--work-dir', run, '--resume']
+    with pytest.raises(SystemExit, match=r'iter_1\.pth is for a model of another size'):
+        tool(*resume, '--cfg-options', 'model.roi_head.bbox_head.fc_out_channels=48')
+    cut = (run / 'iter_1.pth').read_bytes()[:5000]
+    (run / 'iter_1.pth').write_bytes(cut)
+    with pytest.raises(SystemExit, match=r'iter_1\.pth cannot be read'):
+        tool(*resume)
+
+
+def test_broken_weights_for_the_backbone_are_named(refusal, config, tmp_path):
+    (tmp_path / 'vit.pth').write_bytes(b'PK\x03\x04 and no more')
+    options = ['type=Pretrained', 'checkpoint=vit.pth']
+    message = refusal(
+        'train', config, '--cfg-options',
+        *(f'model.backbone.init_cfg.{option}' for option in options),
+    )  # fmt: skip
+    assert message.startswith('error: checkpoint vit.pth cannot be read')
+
+
+def test_an_annotation_without_a_mask_is_named_before_training(
+    refusal, config, tmp_path
+):
+    path = tmp_path / 'train.json'
+    content = json.loads(path.read_text())
+    del content['annotations'][1]['segmentation']
+    path.write_text(json.dumps(content))
+    message = refusal('train', config)
+    assert re.search(r'train\.json: annotations\[1\] has no segmentation', message)
+
+
+def test_a_config_that_names_what_it_does_not_have_is_one_message(refusal, tmp_path):
+    (tmp_path / 'bad.py').write_text('model = dict(type=MaskRCNN)\n')
+    assert 'bad.py cannot be read: NameError' in refusal('train', 'bad.py')
+
+
 def test_a_truncated_checkpoint_is_not_resumed(refusal, config, tmp_path):
     (tmp_path / 'cut.pth').write_bytes(b'PK\x03\x04 and no more')
     message = refusal('train', config, '--resume', 'cut.pth')
@@ -250,9 +311,10 @@ def test_an_unknown_error_keeps_its_traceback(tool, config, monkeypatch):
         tool('train', config)
 
 
-def test_only_one_process_of_a_machine_says_what_is_wrong(tool, config, monkeypatch):
+def test_a_process_says_its_number_with_what_only_it_may_have_met(
+    refusal, config, monkeypatch
+):
     monkeypatch.setenv('LOCAL_RANK', '1')
     monkeypatch.setattr('lfi_mmdet.engine.plain_errors._PATIENCE', 0)
-    with pytest.raises(SystemExit) as caught:
-        tool('train', config, '--launcher', 'pytorch', '--auto-scale-lr')
-    assert caught.value.code == 1
+    message = refusal('train', config, '--launcher', 'pytorch', '--auto-scale-lr')
+    assert message.endswith('(said by process 1)')

@@ -28,7 +28,12 @@ class ClassNamesHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if not hasattr(model, 'set_class_names'):
             return
-        classes = runner.train_dataloader.dataset.metainfo.get('classes')
+        if getattr(model, 'teacher', None) is None:
+            return  # also the twin from an LFI config with model.teacher=None
+        metainfo = runner.train_dataloader.dataset.metainfo
+        if isinstance(metainfo, list):  # ConcatDataset of datasets that differ
+            metainfo = metainfo[0]
+        classes = metainfo.get('classes')
         if not classes:
             raise ValueError(
                 'train_dataloader.dataset has no class names; give it '

@@ -97,34 +97,69 @@ def read_categories(path: str, key: str) -> list[dict]:
     return _find_categories(path, key) if content is None else content['categories']
 
 
-def check_entries(content: dict[str, Any], key: str, path: str) -> None:
+def check_entries(
+    content: dict[str, Any], key: str, path: str, masks: bool = False
+) -> None:
     """Check that images, categories and annotations have what mmdet reads of them.
 
     Args:
         content: Of the file, see :func:`load_coco`.
         key: Where the config names it, for messages.
         path: The file.
+        masks: Whether every annotation (but of a crowd) needs a ``segmentation``.
 
     Raises:
-        InputError: If an entry lacks a field, two annotations have the same id, or
-            there are no images.
+        InputError: If an entry lacks a field, is of another form or belongs to no
+            image, two annotations have the same id, or there are no images.
     """
     if not content['images']:
         raise InputError(f'{key}: {path} lists no images')
     for name, fields in _FIELDS.items():
         for i, entry in enumerate(content.get(name, [])):
+            if not isinstance(entry, dict):
+                raise InputError(
+                    f'{key}: {path} is not in the format of COCO: {name}[{i}] is '
+                    f'{entry!r}, no object'
+                )
             lacks = [field for field in fields if field not in entry]
             if lacks:
                 raise InputError(
                     f'{key}: {path} is not in the format of COCO: {name}[{i}] lacks '
                     f'{some(lacks)}'
                 )
+    _check_annotations(content, key, path, masks)
     ids = [annotation['id'] for annotation in content.get('annotations', [])]
     if len(set(ids)) != len(ids):
         twice = [i for i, count in Counter(ids).items() if count > 1]
         raise InputError(
             f'{key}: {path} has several annotations with the id {some(twice, 3)}'
         )
+
+
+def _check_annotations(
+    content: dict[str, Any], key: str, path: str, masks: bool
+) -> None:
+    images = {image['id'] for image in content['images']}
+    for i, annotation in enumerate(content.get('annotations', [])):
+        where, box = f'{key}: {path}: annotations[{i}]', annotation['bbox']
+        if not (
+            isinstance(box, list)
+            and len(box) == 4
+            and all(isinstance(value, int | float) for value in box)
+        ):
+            raise InputError(
+                f'{where}.bbox={box!r} is not [x, y, width, height] in pixels'
+            )
+        if annotation['image_id'] not in images:
+            raise InputError(
+                f'{where}.image_id={annotation["image_id"]!r} is the id of no image'
+            )
+        crowd = annotation.get('iscrowd')
+        if masks and not crowd and not annotation.get('segmentation'):
+            raise InputError(
+                f'{where} has no segmentation, which LoadAnnotations(with_mask=True) '
+                'in the pipeline needs; add it or train without masks'
+            )
 
 
 def check_classes(

@@ -52,7 +52,7 @@ def check_config(cfg: Config, splits: Sequence[str]) -> None:
         for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
             path = evaluator.get('ann_file')
             if path and is_local(path, evaluator.get('backend_args')):
-                check_file(path, f'{split}_evaluator.ann_file')
+                _check_evaluator(path, split, loader['dataset'])
 
 
 def check_start(cfg: Config) -> None:
@@ -143,7 +143,7 @@ def _check_plain_coco(
     if content is None:
         categories = read_categories(ann_file, f'{key}.ann_file')
     else:
-        check_entries(content, f'{key}.ann_file', ann_file)
+        check_entries(content, f'{key}.ann_file', ann_file, _loads_masks(dataset))
         categories = content['categories']
     if classes is not None:
         check_classes(classes, categories, key, ann_file)
@@ -168,6 +168,45 @@ def _check_plain_coco(
                 f'{key}.ann_file: {ann_file} has no annotation of any class of the '
                 'dataset; there is nothing to train on'
             )
+
+
+def _check_evaluator(path: str, split: str, dataset: dict) -> None:
+    """Compare the annotations of an evaluator with the dataset it is to judge."""
+    key = f'{split}_evaluator.ann_file'
+    check_file(path, key)
+    if dataset.get('ann_file') is None:  # a wrapper: it has no classes of its own
+        return
+    dataset_key = f'{split}_dataloader.dataset'
+    dataset_type = _dataset_type(dataset, dataset_key)
+    own = _local_path(dataset, dataset['ann_file'])
+    if not lists_plain_coco(dataset_type) or own is None:
+        return
+    if os.path.realpath(own) == os.path.realpath(path):
+        return
+    classes = _classes(dataset, dataset_type, dataset_key)
+    if classes is not None:
+        check_classes(classes, read_categories(path, key), dataset_key, path)
+    theirs, ours = load_coco(path, key), load_coco(own, dataset_key)
+    if theirs is None or ours is None:
+        return
+    absent = {i['id'] for i in ours['images']} - {i['id'] for i in theirs['images']}
+    if absent:
+        raise InputError(
+            f'{key}: {path} lacks {len(absent)} images of {own}, for example the id '
+            f'{min(absent)!r}; both have to be the same split'
+        )
+
+
+def _loads_masks(dataset: dict) -> bool:
+    """Whether the training pipeline reads masks."""
+    if dataset.get('test_mode'):
+        return False
+    return any(
+        isinstance(step, dict)
+        and step.get('type') == 'LoadAnnotations'
+        and step.get('with_mask')
+        for step in dataset.get('pipeline') or []
+    )
 
 
 def _dataset_type(dataset: dict, key: str) -> type:

@@ -9,6 +9,9 @@ from collections.abc import Iterable
 from .annotations import some
 from .errors import InputError
 
+# Asking a network file system for the size of more files takes minutes
+_SIZES_LIMIT = 10_000
+
 
 def missing_files(paths: Iterable[str]) -> list[str]:
     """Return the paths that do not exist, by one listing per folder."""
@@ -47,11 +50,19 @@ def check_images(paths: list[str], key: str, source: str) -> None:
         source: What lists them: the annotation file.
 
     Raises:
-        InputError: If any is missing.
+        InputError: If any is missing, or, unless they are many, empty.
     """
     missing = missing_files(paths)
     if missing:
         raise InputError(
             f'{key}: {len(missing)} of {len(paths)} images of {source} are missing: '
             f'{some(missing, 3)}'
+        )
+    if len(paths) > _SIZES_LIMIT:
+        return
+    empty = [path for path in paths if not os.path.getsize(path)]
+    if empty:
+        raise InputError(
+            f'{key}: {len(empty)} of {len(paths)} images of {source} are empty '
+            f'(0 bytes): {some(empty, 3)}'
         )

@@ -8,8 +8,9 @@ from typing import Any
 
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
+
+from lfi_mmdet.compat.checkpoints import load_checkpoint
 
 from .errors import InputError
 
@@ -72,16 +73,15 @@ def unwrap_model(model: Any) -> Any:
 
 def _read(path: str) -> dict[str, Tensor]:
     try:
-        checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
-        state = checkpoint.get('state_dict', checkpoint)
-        state = {re.sub(r'^module\.', '', key): value for key, value in state.items()}
-    except Exception as error:
-        # what torch says ends in paragraphs about its own options
-        reason = str(error).partition('\n')[0]
+        checkpoint = load_checkpoint(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise InputError(str(error)) from error
+    state = checkpoint.get('state_dict', checkpoint)
+    if not isinstance(state, dict):
         raise InputError(
-            f'checkpoint {path} cannot be read; it is truncated, damaged or no '
-            f'checkpoint ({type(error).__name__}: {reason})'
-        ) from error
+            f'checkpoint {path}: its state_dict is a {type(state).__name__}, no dict'
+        )
+    state = {re.sub(r'^module\.', '', str(key)): v for key, v in state.items()}
     return {key: value for key, value in state.items() if isinstance(value, Tensor)}
 
 

@@ -61,6 +61,12 @@ class InteractionDistiller(BaseModule):
     ) -> None:
         super().__init__()
         self.student = student
+        unknown = sorted(set(schedule or {}) - {'warmup', 'stop'})
+        if unknown:
+            raise ValueError(
+                f'distiller.schedule={schedule}: unknown {unknown}; choose from '
+                "['stop', 'warmup']"
+            )
         self.schedule = LossSchedule(**(schedule or {}))
         self.pairs = map_layers(layer_mapping, len(student.layers), teacher_layers)
         built: dict[str, InteractionLoss] = {}

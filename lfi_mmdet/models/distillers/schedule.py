@@ -8,7 +8,8 @@ from mmengine.logging import MessageHub
 class LossSchedule:
     """Linear warm-up, then constant, then nothing.
 
-    Whole numbers are iterations, fractions below 1 are shares of the training.
+    Integers are iterations; floats from 0.0 to 1.0 are shares of the training, so
+    ``stop=1`` ends after one iteration and ``stop=1.0`` with the training.
 
     Args:
         warmup: Length of the linear warm-up; 0 for none.
@@ -23,12 +24,17 @@ class LossSchedule:
                     f'distiller.schedule.{name}={value} is neither a number of '
                     'iterations nor a share of the training'
                 )
-        if stop is not None and (stop < 1) == (warmup < 1) and stop < warmup:
+        same_unit = stop is not None and self._is_share(stop) == self._is_share(warmup)
+        if stop is not None and same_unit and stop < warmup:
             raise ValueError(
                 f'distiller.schedule.stop={stop} comes before the end of the '
                 f'warmup={warmup}'
             )
         self.warmup, self.stop = warmup, stop
+
+    @staticmethod
+    def _is_share(value: float) -> bool:
+        return isinstance(value, float) and value <= 1
 
     def factor(self, iteration: int, max_iters: int) -> float:
         """Factor on all losses, between 0 and 1.
@@ -36,16 +42,25 @@ class LossSchedule:
         Args:
             iteration: Iterations done so far.
             max_iters: Iterations of the whole training.
+
+        Raises:
+            ValueError: If the distillation would stop before the warm-up ends.
         """
 
         def iterations(value: float) -> float:
-            return (
-                value * max_iters if isinstance(value, float) and value < 1 else value
-            )
+            return value * max_iters if self._is_share(value) else value
 
-        if self.stop is not None and iteration >= iterations(self.stop):
-            return 0.0
         warmup = iterations(self.warmup)
+        if self.stop is not None:
+            stop = iterations(self.stop)
+            if stop < warmup:
+                raise ValueError(
+                    f'distiller.schedule.stop={self.stop} is iteration {stop:.0f} of '
+                    f'{max_iters}, before the end of the warmup={self.warmup} at '
+                    f'{warmup:.0f}'
+                )
+            if iteration >= stop:
+                return 0.0
         return min(1.0, (iteration + 1) / warmup) if warmup else 1.0
 
     def current(self) -> float:

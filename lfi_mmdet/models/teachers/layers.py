@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mmengine.utils import is_seq_of
+
 
 def resolve_layers(
     layers: str | Sequence[int], depth: int, what: str = 'layers'
@@ -23,7 +25,7 @@ def resolve_layers(
     """
     if layers == 'all':
         return tuple(range(depth))
-    if isinstance(layers, str) or not layers:
+    if isinstance(layers, str) or not is_seq_of(layers, int) or not layers:
         raise ValueError(
             f"teacher.layers={layers!r} must be 'all' or a list of indices of the "
             f'{depth} {what}'

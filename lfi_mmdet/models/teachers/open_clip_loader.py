@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from mmengine.dist import barrier, get_local_rank
 from mmengine.logging import print_log
 from torch import nn
 
@@ -212,7 +213,7 @@ def _find_weights(
     if release:
         source = f'the released weights {pretrained!r}'
         try:
-            file = open_clip.download_pretrained(release, cache_dir=cache_dir)
+            file = _fetch_once(open_clip, release, cache_dir)
             if not os.path.isfile(file):
                 raise FileNotFoundError(f'nothing was downloaded ({file!r})')
         except Exception as error:
@@ -248,6 +249,18 @@ def _find_weights(
     if not release:
         _check_file(open_clip, model, file, options.get('weights_only', True))
     return source, options
+
+
+def _fetch_once(
+    open_clip: ModuleType, release: dict[str, Any], cache_dir: str | None
+) -> str:
+    """Let the first process of a machine download; open_clip itself has no lock."""
+    if get_local_rank() != 0:
+        barrier()
+    file = open_clip.download_pretrained(release, cache_dir=cache_dir)
+    if get_local_rank() == 0:
+        barrier()
+    return file
 
 
 def _check_file(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 
-import torch
 import torch.nn.functional as F
 from mmengine.logging import print_log
-from mmengine.runner.checkpoint import CheckpointLoader
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
+
+from lfi_mmdet.compat.checkpoints import load_checkpoint
 
 # mmpretrain's names -> DeiT's
 _RENAMES = (
@@ -86,12 +85,11 @@ def load_vit_checkpoint(model: nn.Module, checkpoint: str) -> None:
             or of one written by this package.
 
     Raises:
-        ValueError: If nothing matches, or the checkpoint belongs to a ViT of another
-            size (a weight of another shape, blocks missing or left over).
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read, nothing matches, or it belongs to a ViT of
+            another size (a weight of another shape, blocks missing or left over).
     """
-    # MAE's fine-tuned checkpoints keep their command line
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        source = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    source = load_checkpoint(checkpoint)
     state = rename_vit_keys(_unwrap(source))
     own = model.state_dict()
     fitted, resized, mismatched = {}, [], []

@@ -21,6 +21,17 @@ def test_fractions_are_shares_of_the_training():
     assert [schedule.factor(i, 8) for i in range(8)] == [0.25, 0.5, 0.75, 1, 1, 1, 0, 0]
 
 
+def test_a_float_of_one_is_the_whole_training_and_an_integer_one_iteration():
+    assert LossSchedule(stop=1.0).factor(99, 100) == 1
+    assert LossSchedule(stop=1).factor(1, 100) == 0
+    assert LossSchedule(warmup=1.0).factor(49, 100) == 0.5
+
+
+def test_a_stop_before_the_end_of_the_warmup_is_refused_in_any_units():
+    with pytest.raises(ValueError, match=r'stop=3 is iteration 3 of 100.* at 50'):
+        LossSchedule(warmup=0.5, stop=3).factor(0, 100)
+
+
 def test_it_follows_the_runner_and_is_constant_outside_of_one():
     schedule = LossSchedule(warmup=10)
     hub = MessageHub.get_current_instance()
