@@ -10,6 +10,7 @@ import pytest
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.visualization import Visualizer
+from yapf.yapflib import yapf_api
 
 TOOLS = Path(__file__).parents[2] / 'tools'
 read_metafiles = functools.cache(mmengine.config.utils._get_cfg_metainfo)
@@ -26,9 +27,10 @@ def in_place(monkeypatch, folder):
     """Work in ``folder``, with an mmengine that spends no seconds on beauty."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv('LOCAL_RANK', '0')
-    monkeypatch.setattr(
-        mmengine.config.config, 'FormatCode', lambda text, **kwargs: (text, True)
-    )
+    # onedl-mmengine imports it from yapf in the function that uses it
+    formatter = getattr(mmengine.config.config, 'FormatCode', None)
+    owner = mmengine.config.config if formatter else yapf_api
+    monkeypatch.setattr(owner, 'FormatCode', lambda text, **kwargs: (text, True))
     monkeypatch.setattr(mmengine.config.utils, '_get_cfg_metainfo', read_metafiles)
 
 
