@@ -198,9 +198,7 @@ def _check_evaluator(path: str, split: str, dataset: dict) -> None:
 
 
 def _loads_masks(dataset: dict) -> bool:
-    """Whether the training pipeline reads masks."""
-    if dataset.get('test_mode'):
-        return False
+    """Whether the pipeline reads masks."""
     return any(
         isinstance(step, dict)
         and step.get('type') == 'LoadAnnotations'
