@@ -49,9 +49,9 @@ def test_nothing_is_done_without_a_launcher_or_with_an_accelerator(
     cpu, monkeypatch, launcher
 ):
     monkeypatch.setattr(distributed, '_has_accelerator', lambda: launcher == 'pytorch')
-    cfg = Config(dict(find_unused_parameters=True))
+    cfg = Config(dict(find_unused_parameters=False))
     setup_distributed(cfg, launcher)
-    assert cfg.to_dict() == dict(find_unused_parameters=True)
+    assert cfg.to_dict() == dict(find_unused_parameters=False)
     assert not dist.is_initialized()
 
 
