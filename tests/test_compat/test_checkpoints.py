@@ -205,3 +205,18 @@ def test_registering_again_adds_nothing():
     before = set(torch.serialization.get_safe_globals())
     checkpoints.register_safe_globals()
     assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_an_address_that_cannot_be_fetched_is_not_called_damaged(monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError('no route to host')
+
+    monkeypatch.setattr(checkpoints.CheckpointLoader, 'load_checkpoint', fail)
+    with pytest.raises(ValueError, match=r'x\.pth cannot be fetched \(OSError: no ro'):
+        checkpoints.load_checkpoint('https://host/x.pth')
+
+
+def test_a_file_that_holds_no_dict_is_no_checkpoint(tmp_path):
+    torch.save([1], tmp_path / 'x.pth')
+    with pytest.raises(ValueError, match=r'x\.pth holds a list, not a dict'):
+        checkpoints.load_checkpoint(str(tmp_path / 'x.pth'))

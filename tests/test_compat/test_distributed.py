@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
 
 from lfi_mmdet.engine import distributed
-from lfi_mmdet.engine.distributed import setup_distributed
+from lfi_mmdet.engine.distributed import leave_distributed, setup_distributed
 
 ENVIRONMENT = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
 
@@ -95,6 +95,14 @@ def test_the_group_gets_the_configured_timeout(one_process, monkeypatch):
     setup_distributed(Config(), 'pytorch')
     timeout = timedelta(seconds=77)
     assert calls == [(('gloo',), dict(timeout=timeout)), (('gloo',), {})]
+
+
+def test_the_group_is_left_when_the_work_is_done(one_process):
+    setup_distributed(Config(), 'pytorch')
+    assert dist.is_initialized()
+    leave_distributed()
+    assert not dist.is_initialized()
+    leave_distributed()  # without a group there is nothing to leave
 
 
 def test_an_existing_group_is_left_alone(one_process):

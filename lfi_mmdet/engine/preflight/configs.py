@@ -183,17 +183,19 @@ def _check_evaluator(path: str, split: str, dataset: dict) -> None:
         return
     if os.path.realpath(own) == os.path.realpath(path):
         return
+    theirs = load_coco(path, key)
     classes = _classes(dataset, dataset_type, dataset_key)
     if classes is not None:
-        check_classes(classes, read_categories(path, key), dataset_key, path)
-    theirs, ours = load_coco(path, key), load_coco(own, dataset_key)
+        given = read_categories(path, key) if theirs is None else theirs['categories']
+        check_classes(classes, given, dataset_key, path)
+    ours = load_coco(own, f'{dataset_key}.ann_file')
     if theirs is None or ours is None:
         return
     absent = {i['id'] for i in ours['images']} - {i['id'] for i in theirs['images']}
     if absent:
         raise InputError(
             f'{key}: {path} lacks {len(absent)} images of {own}, for example the id '
-            f'{min(absent)!r}; both have to be the same split'
+            f'{next(iter(absent))!r}; both have to be the same split'
         )
 
 

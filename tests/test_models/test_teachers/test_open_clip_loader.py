@@ -266,3 +266,23 @@ def test_importing_the_teachers_does_not_import_open_clip():
     )
     root = Path(__file__).parents[3]
     subprocess.run([sys.executable, '-c', code], check=True, cwd=root)
+
+
+@pytest.mark.parametrize(
+    'rank, order', [(0, ['fetch', 'wait']), (1, ['wait', 'fetch'])]
+)
+def test_the_first_process_of_a_machine_fetches_before_the_others(
+    monkeypatch, rank, order
+):
+    seen = []
+
+    class OpenClip:
+        @staticmethod
+        def download_pretrained(release, cache_dir):
+            seen.append('fetch')
+            return 'file'
+
+    monkeypatch.setattr(open_clip_loader, 'get_local_rank', lambda: rank)
+    monkeypatch.setattr(open_clip_loader, 'barrier', lambda: seen.append('wait'))
+    assert open_clip_loader._fetch_once(OpenClip, {}, None) == 'file'
+    assert seen == order
