@@ -6,8 +6,8 @@ L layers and a grid of H x W patches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -60,11 +60,83 @@ class InteractionTargets:
         present: Bool (B, T); True where the text describes the image.
         features: Text-conditioned visual features (B, L, T, C), float32, or None for
             a teacher that has none.
+        relations: Cosines between the features of the texts, (B, L, T, T), float32;
+            they stand in for features that are too large to be kept. None otherwise.
+        log_mass: Log of what each map summed to before it was normalised, (B, L, T).
+            It is comparable between views of one image, and within an image it says
+            how much a layer finds of each text. None if the teacher cannot tell.
+        scores: The teacher's own score, from 0 to 1, that a text describes an image,
+            (B, T); None if it has none.
+        texts: Long (B, T), which text each row is, after :meth:`select`; None where
+            row t is text t.
     """
 
     maps: Tensor
     present: Tensor
     features: Tensor | None = None
+    relations: Tensor | None = None
+    log_mass: Tensor | None = None
+    scores: Tensor | None = None
+    texts: Tensor | None = None
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> InteractionTargets:
+        """Apply a function to every tensor."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return InteractionTargets(
+            **{k: None if v is None else fn(v) for k, v in values.items()}
+        )
+
+    def select(self, present: Tensor) -> InteractionTargets:
+        """Keep only the rows of the texts that are present.
+
+        Images with fewer texts than the one with most are filled up with rows that are
+        not present. Nothing waits for the device, since ``present`` is on the CPU.
+
+        Args:
+            present: Bool (B, T) on the CPU, the same as ``self.present``.
+
+        Returns:
+            Targets with P rows, at least 1, and ``texts`` of shape (B, P).
+        """
+        assert self.texts is None and present.device.type == 'cpu'
+        count = max(1, int(present.sum(1).max())) if len(present) else 1
+        rows = torch.argsort(present.byte(), dim=1, descending=True, stable=True)
+        rows, device = rows[:, :count], self.maps.device
+        kept = present.gather(1, rows).to(device, non_blocking=True)
+        rows = rows.to(device, non_blocking=True)
+
+        def pick(value: Tensor | None, axis: int) -> Tensor | None:
+            return None if value is None else take_rows(value, rows, axis)
+
+        maps, relations = pick(self.maps, 2), pick(self.relations, 2)
+        assert maps is not None
+        return InteractionTargets(
+            maps=maps,
+            present=kept,
+            features=pick(self.features, 2),
+            relations=pick(relations, 3),
+            log_mass=pick(self.log_mass, 2),
+            scores=pick(self.scores, 1),
+            texts=rows,
+        )
+
+
+def take_rows(value: Tensor, rows: Tensor, axis: int) -> Tensor:
+    """Pick other rows in every image.
+
+    Args:
+        value: (B, ..., T, ...), with T at ``axis``.
+        rows: Long (B, P).
+        axis: Which axis the rows are, at least 1.
+
+    Returns:
+        (B, ..., P, ...).
+    """
+    shape = [len(rows)] + [1] * (value.ndim - 1)
+    shape[axis] = rows.shape[1]
+    size = list(value.shape)
+    size[axis] = rows.shape[1]
+    return value.gather(axis, rows.view(shape).expand(size))
 
 
 def valid_patches(

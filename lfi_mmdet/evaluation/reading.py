@@ -74,12 +74,12 @@ def read_interactions(model: LFIMixin, batch: dict) -> InteractionReading:
     with evaluation_mode(detector):
         batch = preprocessor(batch, training=False)
         inputs, samples = batch['inputs'], batch['data_samples']
-        targets = model.teacher(inputs, samples, preprocessor)
+        targets = model.teacher(inputs, samples, preprocessor, compact=False)
         shapes = [sample.img_shape for sample in samples]
         patch = backbone.patch_size
         with backbone.interactions(shapes) as trace:
             backbone(inputs)
-        pairs = model.distiller.align(trace, targets, shapes, (patch, patch))
+        pairs, present = model.distiller.align(trace, targets, shapes, (patch, patch))
     valid = trace.valid
     if valid is None:
         count = trace.grid[0] * trace.grid[1]
@@ -90,7 +90,7 @@ def read_interactions(model: LFIMixin, batch: dict) -> InteractionReading:
         data_samples=samples,
         pairs=pairs,
         layers=[(blocks[s], t) for s, t in model.distiller.pairs],
-        present=targets.present,
+        present=present,
         grid=trace.grid,
         valid=valid,
         patch_size=patch,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lfi_mmdet.models.distillers import InteractionDistiller
 from lfi_mmdet.models.teachers import FrozenTeacher
+from lfi_mmdet.models.teachers.presence import note_labels
 from lfi_mmdet.registry import build_part
 from lfi_mmdet.structures import InteractionSpec, InteractionTargets, InteractionTrace
 
@@ -64,7 +65,10 @@ class LFIMixin(Detector):
                 student=spec,
                 teacher_layers=self.teacher.num_layers,
                 feature_dims=self.teacher.feature_dims,
+                relations=self.teacher.has_relations,
             )
+            # present texts are asked for in every step: the host need not wait
+            self.data_preprocessor.register_forward_pre_hook(note_labels)
             supervised = self.distiller.last_supervised()
             if self.teacher.class_names is not None:
                 self.set_class_names(self.teacher.class_names)
@@ -83,16 +87,22 @@ class LFIMixin(Detector):
         """Give the teacher its texts, one per class.
 
         Raises:
-            ValueError: If their number is not that of the queries, or a teacher that
-                already has texts has others.
+            ValueError: If their number is not that of the queries tied to a class, or
+                a teacher that already has texts has others.
         """
         if self.teacher is None:
             return
-        queries = self.backbone.interaction_spec.num_queries
-        if len(class_names) != queries:
+        assert self.distiller is not None
+        tied = self.distiller.num_tied
+        if self.distiller.assignment is None and len(class_names) != tied:
             raise ValueError(
-                f'{len(class_names)} class names, but backbone.num_queries={queries}; '
+                f'{len(class_names)} class names, but backbone.num_queries={tied}; '
                 'query k belongs to class k'
+            )
+        if tied not in (0, len(class_names)):
+            raise ValueError(
+                f'{len(class_names)} class names, but distiller.assignment.num_tied='
+                f'{tied}; choose {len(class_names)}, or 0 to tie no query to a class'
             )
         known = self.teacher.class_names
         if known is not None and known != tuple(class_names):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmdet.registry import MODELS
@@ -11,7 +12,12 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from lfi_mmdet.registry import build_part
-from lfi_mmdet.structures import InteractionSpec, InteractionTargets, InteractionTrace
+from lfi_mmdet.structures import (
+    InteractionSpec,
+    InteractionTargets,
+    InteractionTrace,
+    take_rows,
+)
 
 from ..losses.base import InteractionLoss, InteractionPair
 from .layer_mapping import map_layers
@@ -44,10 +50,14 @@ class InteractionDistiller(BaseModule):
         student: What the backbone records.
         teacher_layers: Number of layers of the teacher's targets.
         feature_dims: Channels of the teacher's features; None if it has none.
+        relations: Whether the targets tell the cosines between features; None: if
+            there are features.
         losses: Loss configs by short name; the name appears in the log as
             ``loss_lfi_<name>``. None switches one off.
         layer_mapping: See :func:`map_layers`.
         schedule: Keyword arguments of :class:`LossSchedule`.
+        assignment: Config of a :class:`QueryAssignment`, for queries that belong to no
+            class; None ties query k to text k.
     """
 
     def __init__(
@@ -58,15 +68,25 @@ class InteractionDistiller(BaseModule):
         losses: dict[str, dict | None],
         layer_mapping: str = 'uniform',
         schedule: dict | None = None,
+        assignment: dict | None = None,
+        relations: bool | None = None,
     ) -> None:
         super().__init__()
         self.student = student
-        unknown = sorted(set(schedule or {}) - {'warmup', 'stop'})
+        unknown = sorted(set(schedule or {}) - {'interval', 'stop', 'warmup'})
         if unknown:
             raise ValueError(
                 f'distiller.schedule={schedule}: unknown {unknown}; choose from '
-                "['stop', 'warmup']"
+                "['interval', 'stop', 'warmup']"
             )
+        self.assignment: Any = None
+        if assignment is not None:
+            self.assignment = build_part(assignment, object, 'distiller.assignment')
+            if not 0 <= self.assignment.num_tied < student.num_queries:
+                raise ValueError(
+                    f'distiller.assignment.num_tied={self.assignment.num_tied} leaves '
+                    f'no free query of backbone.num_queries={student.num_queries}'
+                )
         self.schedule = LossSchedule(**(schedule or {}))
         self.pairs = map_layers(layer_mapping, len(student.layers), teacher_layers)
         built: dict[str, InteractionLoss] = {}
@@ -74,7 +94,8 @@ class InteractionDistiller(BaseModule):
             if cfg is None:
                 continue
             loss = build_part(cfg, InteractionLoss, f'distiller.losses.{name}')
-            self._check(name, loss, feature_dims)
+            known = feature_dims is not None or bool(relations and loss.takes_relations)
+            self._check(name, loss, known)
             loss.connect(student, feature_dims)
             built[name] = loss
         if not built:
@@ -84,8 +105,8 @@ class InteractionDistiller(BaseModule):
             )
         self.losses = nn.ModuleDict(built)
 
-    def _check(self, name: str, loss: InteractionLoss, dims: int | None) -> None:
-        if loss.needs_features and dims is None:
+    def _check(self, name: str, loss: InteractionLoss, features: bool) -> None:
+        if loss.needs_features and not features:
             raise ValueError(
                 f'distiller.losses.{name} ({type(loss).__name__}) needs features, '
                 'which this teacher has not; set it to None or choose another teacher'
@@ -102,6 +123,13 @@ class InteractionDistiller(BaseModule):
         """Whether the teacher is needed in this iteration."""
         return self.schedule.current() > 0
 
+    @property
+    def num_tied(self) -> int:
+        """Number of queries that belong to a class each."""
+        if self.assignment is None:
+            return self.student.num_queries
+        return self.assignment.num_tied
+
     def last_supervised(self) -> tuple[int | None, int | None]:
         """Last interaction layer whose maps, and whose queries, a loss looks at."""
         last = self.pairs[-1][0]
@@ -115,8 +143,11 @@ class InteractionDistiller(BaseModule):
         targets: InteractionTargets,
         img_shapes: Sequence[tuple[int, int]],
         patch_size: tuple[int, int],
-    ) -> list[InteractionPair]:
+    ) -> tuple[list[InteractionPair], Tensor]:
         """Pair the supervised layers on the student's grid, in float32.
+
+        Only the rows the teacher gives are compared: logits and queries of texts that
+        are not in an image are never looked at.
 
         Args:
             trace: What the backbone recorded.
@@ -124,15 +155,15 @@ class InteractionDistiller(BaseModule):
             img_shapes: (height, width) in pixels of each image without padding.
             patch_size: Height and width of a student's patch in pixels.
 
+        Returns:
+            The pairs, with P rows per image, and which rows are present, (B, P).
+
         Raises:
             ValueError: If texts and queries differ in number.
         """
-        num_texts, num_queries = targets.maps.shape[2], trace.queries[0].shape[1]
-        if num_texts != num_queries:
-            raise ValueError(
-                f'the teacher has {num_texts} texts, but backbone.num_queries='
-                f'{num_queries}; query k belongs to text k'
-            )
+        queries, present = targets.texts, targets.present
+        if queries is None and self.assignment is None:
+            self._check_rows(targets, trace)
         h, w = trace.grid
         batch_shape = (h * patch_size[0], w * patch_size[1])
         wanted = sorted({m for _, m in self.pairs})
@@ -140,21 +171,60 @@ class InteractionDistiller(BaseModule):
         resampled = resample_maps(
             maps.flatten(1, 2), img_shapes, batch_shape, trace.grid, trace.valid
         ).unflatten(1, maps.shape[1:3])
+        if self.assignment is not None:
+            queries, present = self._assign(trace, targets, resampled, wanted)
         pairs = []
         for s, t in self.pairs:
-            features = None if targets.features is None else targets.features[:, t]
-            queries = trace.queries[s]
+            logits, vectors = trace.logits[s], trace.queries[s]
+            if queries is not None:
+                logits = take_rows(logits, queries, 2)
+                vectors = take_rows(vectors, queries, 1)
+            features, relations = targets.features, targets.relations
             pairs.append(
                 InteractionPair(
-                    log_attention=student_log_attention(trace.logits[s], trace.valid),
+                    log_attention=student_log_attention(logits, trace.valid),
                     target=resampled[:, wanted.index(t)],
-                    queries=queries
-                    if queries.dtype == torch.float64
-                    else queries.float(),
-                    features=features,
+                    queries=vectors
+                    if vectors.dtype == torch.float64
+                    else vectors.float(),
+                    features=None if features is None else features[:, t],
+                    relations=None if relations is None else relations[:, t],
                 )
             )
-        return pairs
+        return pairs, present
+
+    @staticmethod
+    def _check_rows(targets: InteractionTargets, trace: InteractionTrace) -> None:
+        num_texts, num_queries = targets.maps.shape[2], trace.queries[0].shape[1]
+        if num_texts != num_queries:
+            raise ValueError(
+                f'the teacher has {num_texts} texts, but backbone.num_queries='
+                f'{num_queries}; query k belongs to text k (or set '
+                'distiller.assignment)'
+            )
+
+    @torch.no_grad()
+    def _assign(
+        self,
+        trace: InteractionTrace,
+        targets: InteractionTargets,
+        resampled: Tensor,
+        wanted: list[int],
+    ) -> tuple[Tensor, Tensor]:
+        """Find a query for every row of the targets; (B, P) and whether it has one."""
+        assert self.assignment is not None
+        texts = targets.texts
+        if texts is None:
+            count = targets.maps.shape[2]
+            texts = torch.arange(count, device=targets.maps.device)
+            texts = texts.expand(len(targets.maps), -1)
+        attention = [
+            student_log_attention(trace.logits[s], trace.valid) for s, _ in self.pairs
+        ]
+        layers = [wanted.index(t) for _, t in self.pairs]
+        return self.assignment(
+            torch.stack(attention, 1), resampled[:, layers], texts, targets.present
+        )
 
     def forward(
         self,
@@ -165,9 +235,9 @@ class InteractionDistiller(BaseModule):
     ) -> dict[str, Tensor]:
         """Compute all losses; see :meth:`align` for the arguments.
 
-        ``targets`` is None once the schedule has stopped: the losses are then 0, but
-        still part of the graph, since DDP expects gradients for the same parameters
-        in every iteration.
+        ``targets`` is None in iterations without distillation: the losses are then 0,
+        but still part of the graph, since DDP expects gradients for the same
+        parameters in every iteration.
         """
         device = trace.logits[0].device.type
         with torch.autocast(device, enabled=False):
@@ -175,9 +245,9 @@ class InteractionDistiller(BaseModule):
                 parts = [*trace.logits, *trace.queries, *self.parameters()]
                 zero = sum(part.float().sum() for part in parts) * 0.0
                 return {f'loss_lfi_{name}': zero for name in self.losses}
-            pairs = self.align(trace, targets, img_shapes, patch_size)
+            pairs, present = self.align(trace, targets, img_shapes, patch_size)
             factor = self.schedule.current()
             return {
-                f'loss_lfi_{name}': factor * loss(pairs, targets.present)
+                f'loss_lfi_{name}': factor * loss(pairs, present)
                 for name, loss in self.losses.items()
             }

@@ -6,7 +6,7 @@ from mmengine.logging import MessageHub
 
 
 class LossSchedule:
-    """Linear warm-up, then constant, then nothing.
+    """Linear warm-up, then constant, then nothing; every iteration or fewer.
 
     Integers are iterations; floats from 0.0 to 1.0 are shares of the training, so
     ``stop=1`` ends after one iteration and ``stop=1.0`` with the training.
@@ -15,9 +15,18 @@ class LossSchedule:
         warmup: Length of the linear warm-up; 0 for none.
         stop: When the distillation ends for good; None for never. From then on the
             teacher is not run.
+        interval: The teacher is run, and its losses count, in every so many iterations
+            only, the first one included. The losses are not scaled up for it.
     """
 
-    def __init__(self, warmup: float = 0, stop: float | None = None) -> None:
+    def __init__(
+        self, warmup: float = 0, stop: float | None = None, interval: int = 1
+    ) -> None:
+        if not isinstance(interval, int) or interval < 1:
+            raise ValueError(
+                f'distiller.schedule.interval={interval!r} is not a number of '
+                'iterations of at least 1'
+            )
         for name, value in (('warmup', warmup), ('stop', stop)):
             if value is not None and (value < 0 or (value > 1 and value != int(value))):
                 raise ValueError(
@@ -30,7 +39,7 @@ class LossSchedule:
                 f'distiller.schedule.stop={stop} comes before the end of the '
                 f'warmup={warmup}'
             )
-        self.warmup, self.stop = warmup, stop
+        self.warmup, self.stop, self.interval = warmup, stop, interval
 
     @staticmethod
     def _is_share(value: float) -> bool:
@@ -61,6 +70,8 @@ class LossSchedule:
                 )
             if iteration >= stop:
                 return 0.0
+        if iteration % self.interval:
+            return 0.0
         return min(1.0, (iteration + 1) / warmup) if warmup else 1.0
 
     def current(self) -> float:

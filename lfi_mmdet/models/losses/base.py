@@ -16,19 +16,23 @@ from lfi_mmdet.structures import InteractionSpec
 class InteractionPair:
     """One supervised student layer beside its teacher layer, on one grid.
 
+    All have the same P rows per image: all queries, or those whose texts are present.
+
     Attributes:
-        log_attention: Log of the student's map per query, heads averaged, (B, K, N);
+        log_attention: Log of the student's map per query, heads averaged, (B, P, N);
             a large negative number on padding.
-        target: Teacher's map per text, (B, K, N); rows of present texts sum to 1 and
+        target: Teacher's map per text, (B, P, N); rows of present texts sum to 1 and
             are 0 on padding.
-        queries: Student queries after this layer, (B, K, d).
-        features: Teacher's text-conditioned features, (B, K, C), or None.
+        queries: Student queries after this layer, (B, P, d).
+        features: Teacher's text-conditioned features, (B, P, C), or None.
+        relations: Their cosines, (B, P, P), where the features are not at hand.
     """
 
     log_attention: Tensor
     target: Tensor
     queries: Tensor
     features: Tensor | None = None
+    relations: Tensor | None = None
 
 
 class InteractionLoss(BaseModule, metaclass=ABCMeta):
@@ -41,12 +45,14 @@ class InteractionLoss(BaseModule, metaclass=ABCMeta):
         uses_maps: Whether gradients flow into the attention maps directly.
         uses_queries: The same for the queries.
         needs_features: Whether the teacher must have features.
+        takes_relations: Whether cosines between features do as well.
         min_layers: Supervised layers it takes at least.
     """
 
     uses_maps = False
     uses_queries = False
     needs_features = False
+    takes_relations = False
     min_layers = 1
 
     def __init__(self, loss_weight: float = 1.0) -> None:
@@ -62,7 +68,7 @@ class InteractionLoss(BaseModule, metaclass=ABCMeta):
 
         Args:
             pairs: Supervised layers in ascending order.
-            present: Bool (B, K); rows of absent texts are weighted out.
+            present: Bool (B, P); rows of absent texts are weighted out.
 
         Returns:
             Scalar; 0, but part of the graph, if no text is present.
@@ -76,6 +82,6 @@ def masked_mean(values: Tensor, weight: Tensor) -> Tensor:
 
 
 def off_diagonal(present: Tensor) -> Tensor:
-    """Pairs of two different present texts, bool (B, K, K), from (B, K)."""
+    """Pairs of two different present texts, bool (B, P, P), from (B, P)."""
     both = present[:, :, None] & present[:, None, :]
     return both & ~torch.eye(present.shape[1], dtype=torch.bool, device=both.device)

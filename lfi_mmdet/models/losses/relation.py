@@ -11,6 +11,12 @@ from .attention import map_divergence
 from .base import InteractionLoss, InteractionPair, masked_mean, off_diagonal
 
 
+def cosines(vectors: Tensor) -> Tensor:
+    """Cosine Gram matrices (..., P, P) of (..., P, C)."""
+    unit = F.normalize(vectors, dim=-1)
+    return unit @ unit.transpose(-1, -2)
+
+
 @MODELS.register_module()
 class InteractionRelationLoss(InteractionLoss):
     """L_rel of DESIGN section 2.
@@ -27,6 +33,7 @@ class InteractionRelationLoss(InteractionLoss):
 
     uses_queries = True
     needs_features = True
+    takes_relations = True
 
     def __init__(self, loss_weight: float = 1.0, temperature: float = 0.1) -> None:
         super().__init__(loss_weight)
@@ -34,11 +41,10 @@ class InteractionRelationLoss(InteractionLoss):
             raise ValueError(f'temperature={temperature} is not positive')
         self.temperature = temperature
 
-    def _log_relations(self, vectors: Tensor, related: Tensor) -> Tensor:
-        unit = F.normalize(vectors, dim=-1)
-        cosines = unit @ unit.transpose(1, 2) / self.temperature
+    def _log_relations(self, cosines: Tensor, related: Tensor) -> Tensor:
         # finite, so that rows without any relation stay free of NaN
-        return cosines.masked_fill(~related, -1e4).log_softmax(-1)
+        scaled = (cosines / self.temperature).masked_fill(~related, -1e4)
+        return scaled.log_softmax(-1)
 
     def forward(self, pairs: list[InteractionPair], present: Tensor) -> Tensor:
         """See :meth:`InteractionLoss.forward`."""
@@ -46,8 +52,11 @@ class InteractionRelationLoss(InteractionLoss):
         rows = related.any(-1)
         losses = []
         for pair in pairs:
-            assert pair.features is not None, 'checked when the detector was built'
-            target = self._log_relations(pair.features, related).exp()
-            student = self._log_relations(pair.queries, related)
+            taught = pair.relations
+            if taught is None:
+                assert pair.features is not None, 'checked when the detector was built'
+                taught = cosines(pair.features)
+            target = self._log_relations(taught, related).exp()
+            student = self._log_relations(cosines(pair.queries), related)
             losses.append(masked_mean(map_divergence(student, target), rows))
         return self.loss_weight * torch.stack(losses).mean()

@@ -14,8 +14,20 @@ from torch import Tensor, nn
 
 from lfi_mmdet.structures import InteractionTargets
 
-from .presence import present_texts
+from .presence import TeacherPresence, present_texts
 from .view import TeacherView
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Check an argument of a teacher.
+
+    Raises:
+        ValueError: If it is none of the choices.
+    """
+    if value not in choices:
+        raise ValueError(
+            f'teacher.{name}={value!r} is not known; choose from {tuple(choices)}'
+        )
 
 
 class FrozenTeacher(metaclass=ABCMeta):
@@ -30,18 +42,47 @@ class FrozenTeacher(metaclass=ABCMeta):
     Args:
         view: Keyword arguments of :class:`TeacherView` (image size, mean, std).
         present: Which texts count as present in an image: ``'ground_truth'`` (the
-            classes of the instances) or ``'all'``.
+            classes of the instances), ``'teacher'`` (its own score, for teachers
+            that have one) or ``'all'``.
+        presence: With ``present='teacher'``, keyword arguments of
+            :class:`TeacherPresence`.
+        reading: How maps are read off, one of the class's ``READINGS``; None for
+            the first of them.
+        precision: ``'bfloat16'`` or ``'float16'`` rounds the network's weights and
+            runs it in that type; None leaves it as it is loaded.
+        teacher_view: ``'resize'`` (one view of the whole image) or ``'tiles'``, see
+            :class:`TeacherView`.
+        tiles: Rows and columns of tiles.
+        overlap: Pixels of the teacher's input by which tiles overlap.
     """
 
     #: Names of the accepted ``present`` choices
     PRESENT: tuple[str, ...] = ('ground_truth', 'all')
+    #: Names of the accepted ``reading`` choices, the default first
+    READINGS: tuple[str, ...] = ('attention',)
+    #: Names of the accepted ``precision`` choices
+    PRECISIONS = ('bfloat16', 'float16')
 
-    def __init__(self, view: dict, present: str = 'ground_truth') -> None:
-        if present not in self.PRESENT:
-            raise ValueError(
-                f'teacher.present={present!r} is not known; choose from {self.PRESENT}'
-            )
-        self.present = present
+    def __init__(
+        self,
+        view: dict,
+        present: str = 'ground_truth',
+        presence: dict | None = None,
+        reading: str | None = None,
+        precision: str | None = None,
+        teacher_view: str = 'resize',
+        tiles: Sequence[int] = (2, 2),
+        overlap: int = 0,
+    ) -> None:
+        check_choice('present', present, self.PRESENT)
+        reading = self.READINGS[0] if reading is None else reading
+        check_choice('reading', reading, self.READINGS)
+        if precision is not None:
+            check_choice('precision', precision, self.PRECISIONS)
+        self.present, self.reading, self.precision = present, reading, precision
+        self.presence = TeacherPresence(**(presence or {}))
+        if teacher_view != 'resize':
+            view = dict(view, teacher_view=teacher_view, tiles=tiles, overlap=overlap)
         self.view = TeacherView(**view)
         self.network: nn.Module | None = None
         self.class_names: tuple[str, ...] | None = None
@@ -56,26 +97,54 @@ class FrozenTeacher(metaclass=ABCMeta):
         """Number of layers L that :meth:`interact` returns."""
 
     @property
+    def layer_names(self) -> list[str]:
+        """A name for each of the layers, as tables show it."""
+        layers = getattr(self, 'layers', range(self.num_layers))
+        return [str(layer) for layer in layers]
+
+    @property
+    def num_texts(self) -> int:
+        """Number of rows T of the targets; one per class if not overridden."""
+        return len(self.class_names or ())
+
+    @property
     def feature_dims(self) -> int | None:
         """Channels C of the text-conditioned features; None without features."""
         return None
+
+    @property
+    def has_relations(self) -> bool:
+        """Whether targets tell the cosines between features."""
+        return self.feature_dims is not None
 
     @abstractmethod
     def encode_texts(self, class_names: Sequence[str]) -> None:
         """Prepare the text side, once; called by :meth:`set_class_names`."""
 
     @abstractmethod
-    def interact(self, images: Tensor, present: Tensor) -> InteractionTargets:
+    def interact(self, images: Tensor, present: Tensor | None) -> InteractionTargets:
         """Read the attention maps off the network.
 
         Args:
             images: (B, 3, S, S), resized and normalised for this teacher.
-            present: Bool (B, T), the texts whose maps are wanted.
+            present: Bool (B, T) on the CPU, the texts whose maps are wanted; None
+                lets the teacher's own score decide (only asked of teachers that
+                have ``'teacher'`` among ``PRESENT``).
         """
+
+    def check_dataset(self, dataset: Any) -> None:
+        """Check the training dataset before the first iteration; nothing by default.
+
+        Args:
+            dataset: Built dataset, possibly wrapped.
+        """
+        del dataset
 
     # -- what every teacher does -----------------------------------------------------
     def freeze(self, network: nn.Module) -> None:
         """Take over a loaded network: eval mode, no gradients, fingerprint taken."""
+        if self.precision is not None:
+            network = network.to(getattr(torch, self.precision))
         self.network = network.eval().requires_grad_(False)
         self._fingerprint = self.weights_hash()
         count = sum(p.numel() for p in network.parameters())
@@ -90,9 +159,12 @@ class FrozenTeacher(metaclass=ABCMeta):
         self.class_names = tuple(class_names)
         self.encode_texts(self.class_names)
 
-    @torch.no_grad()
     def __call__(
-        self, batch_inputs: Tensor, data_samples: SampleList, preprocessor: nn.Module
+        self,
+        batch_inputs: Tensor,
+        data_samples: SampleList,
+        preprocessor: nn.Module,
+        compact: bool = True,
     ) -> InteractionTargets:
         """Targets for a batch as the student sees it: augmented, normalised, padded.
 
@@ -102,6 +174,8 @@ class FrozenTeacher(metaclass=ABCMeta):
                 ``present='ground_truth'``, the ground truth.
             preprocessor: The student's data preprocessor; its ``mean`` and ``std``
                 are undone.
+            compact: Return only the rows of present texts, see
+                :meth:`InteractionTargets.select`, where they are known on the CPU.
         """
         if self.class_names is None:
             raise RuntimeError(
@@ -109,20 +183,47 @@ class FrozenTeacher(metaclass=ABCMeta):
                 'teacher.class_names, or train with custom_hooks=[dict('
                 "type='ClassNamesHook')], which takes them from the dataset"
             )
-        present = present_texts(self.present, data_samples, len(self.class_names))
-        present = present.to(batch_inputs.device, non_blocking=True)
-        return self.targets(batch_inputs, data_samples, present, preprocessor)
+        present = self.present_in(data_samples)
+        # gradients cannot be taken through inference tensors
+        gradient = self.reading == 'gradient'
+        with torch.no_grad() if gradient else torch.inference_mode():
+            targets = self.targets(batch_inputs, data_samples, present, preprocessor)
+        if compact and present is not None:
+            targets = targets.select(present)
+        if not gradient:
+            targets = targets.map(torch.clone)  # ordinary tensors, fit for a loss
+        device = batch_inputs.device
+        return targets.map(lambda value: value.to(device, non_blocking=True))
+
+    def present_in(self, data_samples: SampleList) -> Tensor | None:
+        """Texts that describe each image, bool (B, T) on the CPU.
+
+        None means that the teacher's own score decides.
+        """
+        if self.present == 'teacher':
+            return None
+        return present_texts(self.present, data_samples, self.num_texts)
 
     def targets(
         self,
         batch_inputs: Tensor,
         data_samples: SampleList,
-        present: Tensor,
+        present: Tensor | None,
         preprocessor: nn.Module,
     ) -> InteractionTargets:
         """Make the teacher's view of the batch and read the maps off it."""
         images = self.view(batch_inputs, data_samples, preprocessor)
-        return self.interact(images, present)
+        if present is not None:
+            present = present.repeat_interleave(getattr(self.view, 'num_tiles', 1), 0)
+        return self.stitch(self.interact(images, present))
+
+    def stitch(self, targets: InteractionTargets) -> InteractionTargets:
+        """Put the targets of an image's tiles together; see :class:`TeacherView`."""
+        if getattr(self.view, 'num_tiles', 1) == 1:
+            return targets
+        from .tiles import stitch_targets
+
+        return stitch_targets(targets, self.view)
 
     def apply_(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Follow the detector's ``to``, ``half``, ``cuda`` (see ``Module._apply``)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from mmdet.structures import SampleList
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def present_texts(rule: str, data_samples: SampleList, num_texts: int) -> Tensor:
@@ -12,7 +12,8 @@ def present_texts(rule: str, data_samples: SampleList, num_texts: int) -> Tensor
 
     Args:
         rule: ``'ground_truth'``: the classes of the image's instances; ``'all'``.
-        data_samples: B data samples; ``gt_instances.labels`` is read.
+        data_samples: B data samples; ``gt_instances.labels`` is read, or what
+            :func:`note_labels` has kept of it on the CPU.
         num_texts: T, one text per class.
 
     Returns:
@@ -25,7 +26,9 @@ def present_texts(rule: str, data_samples: SampleList, num_texts: int) -> Tensor
         return torch.ones(len(data_samples), num_texts, dtype=torch.bool)
     present = torch.zeros(len(data_samples), num_texts, dtype=torch.bool)
     for row, sample in zip(present, data_samples):
-        labels = sample.gt_instances.labels.cpu()
+        labels = sample.get('gt_labels')
+        if labels is None:
+            labels = sample.gt_instances.labels.cpu()
         if labels.numel() and int(labels.max()) >= num_texts:
             raise ValueError(
                 f'{sample.get("img_path", "an image")} has label {int(labels.max())}, '
@@ -33,3 +36,48 @@ def present_texts(rule: str, data_samples: SampleList, num_texts: int) -> Tensor
             )
         row[labels] = True
     return present
+
+
+def note_labels(module: nn.Module, args: tuple) -> None:
+    """Forward pre-hook of a data preprocessor: keep the labels on the CPU as well.
+
+    The preprocessor moves the ground truth to the device, from where asking which
+    classes an image shows would make the host wait in every step.
+    """
+    data = args[0]
+    for sample in data.get('data_samples') or () if isinstance(data, dict) else ():
+        instances = sample.get('gt_instances')
+        if instances is not None and 'labels' in instances:
+            if instances.labels.device.type == 'cpu':
+                sample.set_metainfo(dict(gt_labels=instances.labels.clone()))
+
+
+class TeacherPresence:
+    """The teacher's own verdict on which texts describe an image.
+
+    Args:
+        threshold: Least score, from 0 to 1, of a text that counts as present.
+        top: At most so many texts count, those with the highest scores.
+    """
+
+    def __init__(self, threshold: float = 0.05, top: int = 10) -> None:
+        if not 0 <= threshold <= 1:
+            raise ValueError(
+                f'teacher.presence.threshold={threshold} is not between 0 and 1'
+            )
+        if top < 1:
+            raise ValueError(f'teacher.presence.top={top} is less than 1')
+        self.threshold, self.top = threshold, top
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """Mark texts.
+
+        Args:
+            scores: (B, T), from 0 to 1.
+
+        Returns:
+            Bool (B, T), on the same device.
+        """
+        best = scores.topk(min(self.top, scores.shape[1]), dim=1).indices
+        among = torch.zeros_like(scores, dtype=torch.bool).scatter(1, best, True)
+        return among & (scores >= self.threshold)

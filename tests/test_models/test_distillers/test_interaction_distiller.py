@@ -7,6 +7,7 @@ import torch
 
 from lfi_mmdet.models.distillers import InteractionDistiller
 from lfi_mmdet.models.distillers.interaction_distiller import student_log_attention
+from lfi_mmdet.models.losses.relation import cosines
 from lfi_mmdet.structures import InteractionSpec, InteractionTargets, InteractionTrace
 
 SPEC = InteractionSpec(layers=(1, 3), num_queries=3, embed_dims=8, feedback=True)
@@ -60,9 +61,42 @@ def test_every_loss_is_logged_under_its_name_and_reaches_the_student():
 def test_a_student_that_looks_as_the_teacher_does_has_no_attention_loss():
     targets, trace = make_targets(), make_trace()
     distiller = make_distiller(dict(attention=ALL['attention']))
-    pairs = distiller.align(trace, targets, [(32, 32)] * 2, (8, 8))
+    pairs, _ = distiller.align(trace, targets, [(32, 32)] * 2, (8, 8))
     trace.logits = [p.target.log()[:, None].expand(-1, 2, -1, -1) for p in pairs]
     assert run(distiller, trace, targets)['loss_lfi_attention'].item() < 1e-6
+
+
+@pytest.mark.parametrize('name', sorted(ALL))
+def test_rows_of_present_texts_alone_give_the_same_losses_and_gradients(name):
+    present = torch.tensor([[True, False, True], [False, False, True]])
+    distiller = make_distiller({name: ALL[name]})
+    results = []
+    for compact in (False, True):
+        torch.manual_seed(0)
+        trace, targets = make_trace(), make_targets()
+        targets.present = present
+        if compact:
+            targets = targets.select(present)
+            assert targets.maps.shape[2] == 2  # the most texts in an image
+            assert targets.texts.tolist()[0] == [0, 2]
+        loss = run(distiller, trace, targets)[f'loss_lfi_{name}']
+        loss.backward()
+        grads = [t.grad for t in trace.logits + trace.queries]
+        results.append([loss, *(torch.zeros(()) if g is None else g for g in grads)])
+    for all_rows, some_rows in zip(*results):
+        torch.testing.assert_close(some_rows, all_rows)
+
+
+def test_cosines_stand_in_for_features_in_the_relation_loss():
+    distiller = make_distiller(
+        dict(relation=ALL['relation']), feature_dims=None, relations=True
+    )
+    trace, targets = make_trace(), make_targets()
+    expected = run(make_distiller(dict(relation=ALL['relation'])), trace, targets)
+    targets.relations, targets.features = cosines(targets.features), None
+    assert run(distiller, trace, targets) == expected
+    with pytest.raises(ValueError, match='feature .* needs features'):
+        make_distiller(ALL, feature_dims=None, relations=True)
 
 
 def test_heads_are_averaged_as_probabilities_and_padding_is_left_out():

@@ -105,11 +105,18 @@ def test_a_batch_of_the_student_becomes_targets(student):
         sample = DetDataSample(metainfo=dict(img_shape=shape))
         sample.gt_instances = InstanceData(labels=torch.tensor(labels).long())
         samples.append(sample)
-    targets = student.teacher(torch.randn(2, 3, 48, 64), samples, preprocessor)
+    inputs = torch.randn(2, 3, 48, 64)
+    targets = student.teacher(inputs, samples, preprocessor, compact=False)
     assert targets.present.tolist() == [[True, True, False], [False] * 3]
     sums = targets.maps.sum((-2, -1))
     torch.testing.assert_close(sums, torch.ones_like(sums))
     assert targets.features.shape[-1] == student.teacher.feature_dims
+    assert not targets.maps.is_inference()  # or no loss could use it
+    few = student.teacher(inputs, samples, preprocessor)
+    assert few.texts.tolist()[0] == [0, 1] and few.maps.shape[2] == 2
+    assert few.present.tolist() == [[True, True], [False, False]]
+    torch.testing.assert_close(few.maps[0], targets.maps[0, :, :2])
+    torch.testing.assert_close(few.features[0], targets.features[0, :, :2])
 
 
 def test_texts_are_needed_before_the_first_batch(configs):
