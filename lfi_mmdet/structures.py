@@ -7,7 +7,7 @@ L layers and a grid of H x W patches.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -81,10 +81,8 @@ class InteractionTargets:
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> InteractionTargets:
         """Apply a function to every tensor."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return InteractionTargets(
-            **{k: None if v is None else fn(v) for k, v in values.items()}
-        )
+        held = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return replace(self, **{k: fn(v) for k, v in held if v is not None})
 
     def select(self, present: Tensor) -> InteractionTargets:
         """Keep only the rows of the texts that are present.

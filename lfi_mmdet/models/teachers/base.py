@@ -81,6 +81,8 @@ class FrozenTeacher(metaclass=ABCMeta):
             check_choice('precision', precision, self.PRECISIONS)
         self.present, self.reading, self.precision = present, reading, precision
         self.presence = TeacherPresence(**(presence or {}))
+        #: Whether targets shall carry the teacher's scores, where it has any
+        self.wants_scores = present == 'teacher'
         if teacher_view != 'resize':
             view = dict(view, teacher_view=teacher_view, tiles=tiles, overlap=overlap)
         self.view = TeacherView(**view)

@@ -3,47 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 
-from lfi_mmdet.structures import InteractionTargets
-
-from .attention_capture import check_attention, head_softmax
-from .base import FrozenTeacher
+from .base import check_choice
 from .layers import resolve_layers
-from .open_clip_loader import (
-    load_open_clip,
-    load_tokenizer,
-    view_of,
-    vision_transformer,
-)
-from .prompts import fill_template
+from .open_clip_loader import load_open_clip, load_tokenizer, view_of
+from .prompted import PromptTeacher, Reading
+from .prompts import Prompt
+from .towers import MODES, image_tower
 
 #: Bounds the memory of one pass of the text tower
 TEXTS_PER_PASS = 256
 
 
+@dataclass
+class EncodedImages:
+    """Images as :class:`CLIPTeacher` sees them.
+
+    Attributes:
+        images: (B, 3, S, S).
+        patches: Patches in the joint space, (B, L, N, E), float32.
+        embedding: Unit vectors of the images, (B, E), float32; None if no score and
+            no gradient is wanted.
+        probs: With gradients, attention of each layer that is read, (B, h, Q, K).
+        prefix: Tokens in front of the patches.
+    """
+
+    images: Tensor
+    patches: Tensor
+    embedding: Tensor | None = None
+    probs: Sequence[Tensor] = ()
+    prefix: int = 0
+
+
 @MODELS.register_module()
-class CLIPTeacher(FrozenTeacher):
+class CLIPTeacher(PromptTeacher):
     """CLIP of open_clip; which patches are most like each text.
 
-    CLIP has no attention between text and patches. Its map of a text at block m is
-    made of the similarities::
+    Takes every model of open_clip whose image tower is a plain transformer: OpenAI's
+    and LAION's CLIP, MetaCLIP, DFN, and, from timm, EVA-CLIP. CLIP has no attention
+    between text and patches. With ``reading='similarity'`` the map of a text at block
+    m is made of the similarities::
 
         P_m = softmax over patches of cos(text, patch_m) / temperature
 
     with the patch tokens after block m, brought into the joint space by the tower's
     last norm and projection. CLIP trains only the CLS token for that, so in the last
     block, where the tokens of other places are mixed in, the patches need help; see
-    ``mode``. Earlier blocks are read as they are.
+    ``mode``. Earlier blocks are read as they are. With ``reading='gradient'`` the map
+    is the attention of the CLS token in block m, weighted by its gradient for the
+    similarity of image and text (mean over heads of its positive part); it takes a
+    backward pass per text and is meant for caches.
 
     Args:
-        model: Name of a model in open_clip with its own vision transformer, e.g.
-            ``'ViT-B-16'``.
+        model: Name of a model in open_clip, e.g. ``'ViT-B-16'`` or ``'EVA02-B-16'``.
         pretrained: Tag, local file or None, see :func:`load_open_clip`.
         image_size: Side, or (height, width), of the input in pixels; None keeps the
             model's own.
@@ -57,15 +76,20 @@ class CLIPTeacher(FrozenTeacher):
             favoured patches get a few times the weight of the others; at 0.01, where
             it ends, very few patches get everything.
         template: Prompt, with ``{}`` in the place of the class name, or several,
-            whose embeddings are averaged.
-        present: Which texts count as present, see :class:`FrozenTeacher`.
+            whose embeddings are averaged, as those of synonyms are.
         class_names: Classes; None takes them from the dataset.
         model_configs: Further open_clip models, see :func:`load_open_clip`.
         cache_dir: Where downloads are kept.
+        tokenizer: Folder of a Hugging Face tokenizer, for models that would download
+            theirs; None for the model's own.
+        **common: For :class:`PromptTeacher` and :class:`FrozenTeacher`.
     """
 
     #: Names of the accepted ``mode`` choices
-    MODES = ('value', 'qq', 'last')
+    MODES = MODES
+    READINGS = ('similarity', 'gradient')
+    # a caption's embedding is that of all its words
+    IN_CONTEXT = False
 
     def __init__(
         self,
@@ -74,52 +98,38 @@ class CLIPTeacher(FrozenTeacher):
         image_size: int | Sequence[int] | None = None,
         layers: str | Sequence[int] = (-1,),
         mode: str = 'value',
-        temperature: float = 0.07,
+        temperature: float | None = 0.07,
         template: str | Sequence[str] = 'a photo of a {}.',
-        present: str = 'ground_truth',
         class_names: Sequence[str] | None = None,
         model_configs: str | None = None,
         cache_dir: str | None = None,
+        tokenizer: str | None = None,
+        **common: Any,
     ) -> None:
-        if mode not in self.MODES:
-            raise ValueError(
-                f'teacher.mode={mode!r} is not known; choose from {self.MODES}'
-            )
-        if not temperature > 0:
+        check_choice('mode', mode, self.MODES)
+        if temperature is not None and not temperature > 0:
             raise ValueError(f'teacher.temperature={temperature} must be above 0')
-        templates = (template,) if isinstance(template, str) else tuple(template)
-        if not templates:
-            raise ValueError('teacher.template is an empty list')
-        for text in templates:
-            fill_template(text, [])
         network: Any = load_open_clip(
             model, pretrained, image_size, model_configs, cache_dir
         )
-        visual = vision_transformer(network, model)
-        if visual.attn_pool is not None:
+        tower = image_tower(network, model)
+        super().__init__(view=view_of(network), template=template, **common)
+        self.tower = tower
+        if getattr(network.visual, 'attn_pool', None) is not None:
             raise ValueError(
                 f'the image tower of teacher.model={model!r} ends in an attentional '
                 'pooler, which patches cannot pass; use CoCaTeacher'
             )
-        blocks = visual.transformer.resblocks
-        self.layers = resolve_layers(layers, len(blocks), 'blocks of the image tower')
-        self.mode, self.temperature, self.templates = mode, temperature, templates
-        self._last = len(blocks) - 1
-        if mode != 'last' and self._last in self.layers:
-            if len(blocks) < 2:
-                raise ValueError(
-                    f'teacher.mode={mode!r} needs two blocks or more; {model} has one'
-                )
-            try:
-                check_attention(blocks[-1].attn)
-            except TypeError as error:
-                raise TypeError(
-                    f'teacher.mode={mode!r} redoes the last block of {model}, but '
-                    f"{error}; teacher.mode='last' takes the block as it is"
-                ) from error
-        super().__init__(view=view_of(network), present=present)
-        self.tokenizer = load_tokenizer(model, cache_dir)
-        self.grid_size: tuple[int, int] = tuple(visual.grid_size)
+        depth = len(self.tower.blocks)
+        self.layers = resolve_layers(layers, depth, 'blocks of the image tower')
+        if mode != 'last' and depth - 1 in self.layers and depth < 2:
+            raise ValueError(
+                f'teacher.mode={mode!r} needs two blocks or more; {model} has one'
+            )
+        self.mode, self.temperature = mode, temperature
+        self.tokenizer = load_tokenizer(model, cache_dir, tokenizer)
+        self.grid_size = self.tower.grid_size
+        self.embed_dims = int(self._embed(network, [Prompt('a', 0, 1, 0)]).shape[1])
         self.freeze(network)
         if class_names is not None:
             self.set_class_names(class_names)
@@ -132,93 +142,129 @@ class CLIPTeacher(FrozenTeacher):
     @property
     def feature_dims(self) -> int:
         """Channels of the joint space."""
-        network: Any = self.network
-        return network.visual.output_dim
+        return self.embed_dims
 
-    @torch.no_grad()
-    def encode_texts(self, class_names: Sequence[str]) -> None:
-        """Run the text tower once per template and average over the templates."""
-        network: Any = self.network
-        device = network.visual.conv1.weight.device
-        means = []
-        for template in self.templates:
-            tokens = self.tokenizer(fill_template(template, class_names)).to(device)
+    # -- texts -------------------------------------------------------------------------
+    def _embed(self, network: Any, prompts: Sequence[Prompt]) -> Tensor:
+        device = network.logit_scale.device
+        tokens = self.tokenizer([prompt.text for prompt in prompts]).to(device)
+        with torch.no_grad():
             chunks = tokens.split(TEXTS_PER_PASS)
             encoded = torch.cat([network.encode_text(chunk) for chunk in chunks])
-            means.append(F.normalize(encoded.float(), dim=-1))
-        self.texts = dict(embeds=F.normalize(torch.stack(means).mean(0), dim=-1))
+        return F.normalize(encoded.float(), dim=-1)
 
-    @torch.no_grad()
-    def interact(self, images: Tensor, present: Tensor) -> InteractionTargets:
-        """Maps and features of all texts, see :class:`FrozenTeacher`."""
-        self.texts = {name: t.to(images.device) for name, t in self.texts.items()}
-        tokens = self._tokens(images)
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """Run the text tower."""
+        if not prompts:
+            network: Any = self.network
+            empty = torch.zeros(0, self.embed_dims, device=network.logit_scale.device)
+            return dict(embeds=empty)
+        return dict(embeds=self._embed(self.network, prompts))
+
+    def merge_prompts(
+        self, prompts: dict[str, Tensor], rows: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Average the embeddings of all prompts of a class."""
+        embeds = prompts['embeds']
+        count = int(rows.max()) + 1 if len(rows) else 0
+        total = embeds.new_zeros(count, embeds.shape[1])
+        total = total.index_add(0, rows.to(embeds.device), embeds)
+        return dict(embeds=F.normalize(total, dim=-1)), torch.arange(count)
+
+    # -- images ------------------------------------------------------------------------
+    def encode_images(self, images: Tensor) -> EncodedImages:
+        """Run the image tower; with gradients, keep its attention in the graph."""
+        if self.reading == 'gradient':
+            return self._encode_with_gradients(images)
+        tokens, embedding = self.tower.patch_tokens(
+            images, self.layers, self.mode, pooled=self.wants_scores
+        )
         with torch.autocast(images.device.type, enabled=False):
-            patches = self._project(tokens)
-            texts = F.normalize(self.texts['embeds'].float(), dim=-1)
-            similarity = F.normalize(patches, dim=-1) @ texts.T
-            maps = (similarity.transpose(-1, -2) / self.temperature).softmax(-1)
-            features = maps @ patches
-        return InteractionTargets(
-            maps=maps.unflatten(-1, self.grid_size), present=present, features=features
-        )
+            patches = self.tower.project(tokens)
+            if embedding is not None:
+                embedding = F.normalize(embedding.float(), dim=-1)
+        return EncodedImages(images, patches, embedding)
 
-    def _tokens(self, images: Tensor) -> Tensor:
-        """Patch tokens after each layer that is read, (B, L, N, C)."""
-        network: Any = self.network
-        visual = network.visual
-        redo = self.mode != 'last' and self._last in self.layers
-        # a redone last block starts from what enters it
-        indices = set(self.layers) - {self._last} | {self._last - 1}
-        if not redo:
-            indices = set(self.layers)
-        output = visual.forward_intermediates(
-            images.to(visual.conv1.weight.dtype),
-            indices=sorted(indices),
-            stop_early=True,
-            intermediates_only=True,
-            output_fmt='NLC',
-            output_extra_tokens=True,
-        )
-        patches = dict(zip(sorted(indices), output['image_intermediates']))
-        if redo:
-            prefix = output['image_intermediates_prefix'][-1]
-            tokens = torch.cat((prefix, patches[self._last - 1]), 1)
-            redone = dense_block(
-                visual.transformer.resblocks[self._last], tokens, self.mode
+    def _encode_with_gradients(self, images: Tensor) -> EncodedImages:
+        from .attention_gradient import explicit_attention
+
+        modules = [self.tower.attentions[layer] for layer in self.layers]
+        with explicit_attention(modules) as records:
+            tokens, prefix, embedding = self.tower.intermediates(
+                images, self.layers, pooled=True
             )
-            patches[self._last] = redone[:, prefix.shape[1] :]
-        return torch.stack([patches[layer].float() for layer in self.layers], 1)
+            assert embedding is not None
+            embedding = F.normalize(embedding.float(), dim=-1)
+        stacked = torch.stack([tokens[i][:, prefix:].detach() for i in self.layers], 1)
+        with torch.autocast(images.device.type, enabled=False):
+            patches = self.tower.project(stacked.float())
+        probs = [record.probs for record in records]
+        return EncodedImages(images, patches, embedding, probs, prefix)
 
-    def _project(self, tokens: Tensor) -> Tensor:
-        """Bring patch tokens into the joint space, in float32."""
+    def score(self, images: EncodedImages, prompts: dict[str, Tensor]) -> Tensor | None:
+        """Softmax over the prompts of cosines times the model's logit scale."""
+        if images.embedding is None or not self.wants_scores:
+            return None
         network: Any = self.network
-        visual = network.visual
-        normed = visual.ln_post(tokens.to(visual.ln_post.weight.dtype)).float()
-        return normed if visual.proj is None else normed @ visual.proj.float()
+        cosines = images.embedding.detach() @ prompts['embeds'].float().T
+        return (cosines * network.logit_scale.exp().float()).softmax(-1)
+
+    def read(
+        self,
+        images: EncodedImages,
+        prompts: dict[str, Tensor],
+        pairs: tuple[Tensor, Tensor],
+    ) -> Reading:
+        """Maps of (image, prompt) pairs; see :class:`PromptTeacher`."""
+        with torch.autocast(images.patches.device.type, enabled=False):
+            embeds = F.normalize(prompts['embeds'].float(), dim=-1)
+            if self.reading == 'gradient':
+                raw = self._gradient_maps(images, embeds, pairs)
+                log_mass = raw.sum(-1).clamp(min=1e-30).log()
+                maps = normalise_maps(raw)
+            else:
+                unit = F.normalize(images.patches, dim=-1)
+                cosines = torch.einsum('blnc,pc->bpln', unit, embeds)[pairs]
+                logits = self.log_weights(cosines)
+                log_mass = logits.logsumexp(-1)
+                maps = (logits - log_mass[..., None]).exp()
+            features = maps[..., None, :] @ images.patches[pairs[0]]
+        return Reading(maps=maps, log_mass=log_mass, features=features.squeeze(-2))
+
+    def log_weights(self, cosines: Tensor) -> Tensor:
+        """Log of a patch's weight in a map, up to a constant, from its cosine."""
+        if self.temperature is None:
+            network: Any = self.network
+            return cosines * network.logit_scale.exp().float()
+        return cosines / self.temperature
+
+    def _gradient_maps(
+        self, images: EncodedImages, embeds: Tensor, pairs: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """Gradient-weighted attention of (image, prompt) pairs, (M, L, N)."""
+        from .attention_gradient import relevance
+
+        shape = (len(pairs[0]), len(self.layers), images.patches.shape[2])
+        maps = images.patches.new_zeros(shape)
+        for prompt in pairs[1].unique().tolist():
+            with torch.inference_mode(False), torch.enable_grad():
+                assert images.embedding is not None
+                score = (images.embedding @ embeds[prompt].clone()).sum()
+                grads = torch.autograd.grad(
+                    score, images.probs, retain_graph=True, allow_unused=True
+                )
+            where = (pairs[1] == prompt).nonzero()[:, 0]
+            for index, (probs, grad) in enumerate(zip(images.probs, grads)):
+                if grad is not None:
+                    seen = relevance(probs.detach(), grad)[:, :, images.prefix :]
+                    # the CLS token's row; without one, all rows alike
+                    row = seen[:, 0] if images.prefix else seen.mean(1)
+                    maps[where, index] = row[pairs[0][where]]
+        return maps
 
 
-def dense_block(block: Any, tokens: Tensor, mode: str) -> Tensor:
-    """Run a transformer block so that patches keep their place.
-
-    Args:
-        block: Block of open_clip with a ``torch.nn.MultiheadAttention``.
-        tokens: (B, N, C), what enters the block.
-        mode: ``'value'`` or ``'qq'``, see :class:`CLIPTeacher`.
-
-    Returns:
-        (B, N, C).
-    """
-    attn: nn.MultiheadAttention = block.attn
-    normed = block.ln_1(tokens)
-    q_weight, _, v_weight = attn.in_proj_weight.chunk(3)
-    q_bias, _, v_bias = attn.in_proj_bias.chunk(3)
-    value = F.linear(normed, v_weight, v_bias)
-    if mode == 'value':
-        tokens = tokens + block.ls_1(attn.out_proj(value))
-        return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
-    query = F.linear(normed, q_weight, q_bias)
-    weights = head_softmax(query, query, attn.num_heads)
-    heads = value.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
-    mixed = (weights.to(heads.dtype) @ heads).transpose(1, 2).flatten(2)
-    return block.ls_1(attn.out_proj(mixed))
+def normalise_maps(raw: Tensor) -> Tensor:
+    """Make maps (..., N) of non-negative weights sum to 1; uniform where all are 0."""
+    total = raw.sum(-1, keepdim=True)
+    uniform = torch.full_like(raw, 1 / raw.shape[-1])
+    return torch.where(total > 0, raw / total.clamp(min=1e-30), uniform)

@@ -96,24 +96,50 @@ def load_open_clip(
             ) from error
 
 
-def load_tokenizer(model: str, cache_dir: str | None = None) -> Any:
+def load_tokenizer(
+    model: str, cache_dir: str | None = None, folder: str | None = None
+) -> Any:
     """Return the tokenizer that belongs to a model.
 
     Args:
         model: As for :func:`load_open_clip`, which has to be called before.
         cache_dir: Where downloads are kept.
+        folder: Folder of a Hugging Face tokenizer to take in place of the model's;
+            for models that have one, and machines without network.
 
     Raises:
+        FileNotFoundError: If there is no such folder.
         RuntimeError: If it cannot be made, e.g. because it has to be downloaded.
     """
     open_clip = import_open_clip()
     if not model.startswith(SCHEMAS):
         model = _known_model(open_clip, model)
+    options: dict[str, Any] = {}
+    if folder is not None:
+        if not os.path.isdir(os.path.expanduser(folder)):
+            raise FileNotFoundError(f'teacher.tokenizer={folder!r} is no folder')
+        text_cfg = (open_clip.get_model_config(model) or {}).get('text_cfg', {})
+        options = dict(text_cfg.get('tokenizer_kwargs', {}))
+        options['context_length'] = text_cfg.get('context_length', 77)
     try:
+        if folder is not None:
+            from open_clip.tokenizer import HFTokenizer
+
+            return HFTokenizer(os.path.expanduser(folder), **options)
         return open_clip.get_tokenizer(model, cache_dir=cache_dir)
     except Exception as error:
+        wanted = (open_clip.get_model_config(model) or {}).get('text_cfg', {})
+        name = wanted.get('hf_tokenizer_name')
+        hint = (
+            f'; without network, download the tokenizer {name!r} on another machine '
+            'and give its folder: teacher.tokenizer=/path/to/folder (the extra '
+            '`lfi_mmdet[siglip]` brings transformers)'
+            if name
+            else ''
+        )
         raise RuntimeError(
-            f'the tokenizer of teacher.model={model!r} cannot be loaded: {error}'
+            f'the tokenizer of teacher.model={model!r} cannot be loaded '
+            f'({type(error).__name__}: {shorten(str(error), 300)}){hint}'
         ) from error
 
 

@@ -3,7 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text for the teacher, and the words in it that are asked for.
+
+    Attributes:
+        text: The whole text.
+        start: First character of the words.
+        stop: Character behind them.
+        row: Row of the targets that the words belong to: a class, or a free word.
+    """
+
+    text: str
+    start: int
+    stop: int
+    row: int
+
+    @property
+    def words(self) -> str:
+        """The words that are asked for."""
+        return self.text[self.start : self.stop]
 
 
 def fill_template(template: str, class_names: Sequence[str]) -> list[str]:
@@ -30,31 +53,63 @@ def fill_template(template: str, class_names: Sequence[str]) -> list[str]:
     return [template.replace('{}', name) for name in class_names]
 
 
-def name_span(tokenizer: Any, template: str, name: str) -> range:
-    """Find the tokens of a class name in its prompt.
+def class_prompts(
+    templates: Sequence[str],
+    class_names: Sequence[str],
+    synonyms: Sequence[Sequence[str]] | None = None,
+) -> list[Prompt]:
+    """Make the prompts of all classes: every template with every name of a class.
+
+    Args:
+        templates: See :func:`fill_template`.
+        class_names: One name per class; row k belongs to class k.
+        synonyms: Further names of each class.
+
+    Returns:
+        Prompts in the order of the classes.
+
+    Raises:
+        ValueError: If a template or a name is unusable.
+    """
+    fill_template(templates[0], class_names)  # names its own complaints better
+    prompts = []
+    for row, name in enumerate(class_names):
+        names = [name, *(synonyms[row] if synonyms else ())]
+        for template in templates:
+            start = template.find('{}')
+            for one, text in zip(names, fill_template(template, names)):
+                prompts.append(Prompt(text, start, start + len(one), row))
+    return prompts
+
+
+def token_span(tokenizer: Any, prompt: Prompt) -> range:
+    """Find the tokens of a prompt's words.
 
     Args:
         tokenizer: A BPE tokenizer of open_clip, which puts one start token first.
-        template: See :func:`fill_template`.
-        name: The class name; it may consist of several tokens.
+        prompt: The prompt; its words may consist of several tokens.
 
     Returns:
         Positions in the tokenised prompt, start token included in the count.
 
     Raises:
-        ValueError: If the name's tokens are not there, because the prompt was cut
-            at the context length or because the name runs into its neighbours.
+        ValueError: If the tokens are not there, because the prompt was cut at the
+            context length or because the words run into their neighbours.
     """
-    (prompt,) = fill_template(template, [name])
-    before = tokenizer.encode(template.split('{}')[0])
-    wanted = tokenizer.encode(name)
+    before = tokenizer.encode(prompt.text[: prompt.start])
+    wanted = tokenizer.encode(prompt.words)
     span = range(1 + len(before), 1 + len(before) + len(wanted))
-    found = tokenizer([prompt])[0].tolist()[span.start : span.stop]
+    found = tokenizer([prompt.text])[0].tolist()[span.start : span.stop]
     if not wanted or found != wanted:
         raise ValueError(
-            f'the tokens of class name {name!r} are not found in the prompt '
-            f'{prompt!r}: it is either cut at {tokenizer.context_length} tokens, or '
-            f'teacher.template={template!r} joins the name to what is next '
-            'to it (put a space)'
+            f'the tokens of {prompt.words!r} are not found in the prompt '
+            f'{prompt.text!r}: it is either cut at {tokenizer.context_length} tokens, '
+            'or teacher.template joins them to what is next to them (put a space)'
         )
     return span
+
+
+def name_span(tokenizer: Any, template: str, name: str) -> range:
+    """Find the tokens of a class name in its prompt; see :func:`token_span`."""
+    (prompt,) = class_prompts([template], [name])
+    return token_span(tokenizer, prompt)

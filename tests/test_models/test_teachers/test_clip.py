@@ -11,6 +11,7 @@ from lfi_mmdet.models.teachers import CLIPTeacher
 from .tiny_open_clip import CLASSES, GRID, some_images
 
 PRESENT = torch.tensor([[True, True, False], [False, True, True]])
+EVERY = torch.ones(2, 3, dtype=torch.bool)
 TEMPLATE = 'a photo of a {}.'
 MODELS = ['tiny-clip', 'tiny-clip-scaled']
 
@@ -74,7 +75,7 @@ def test_maps_are_softmaxed_similarities_of_patches(saved, model, mode, layers):
     network, file = saved(model)
     images = some_images()
     teacher = teacher_of(file, model=model, mode=mode, layers=layers)
-    targets = teacher.interact(images, PRESENT)
+    targets = teacher.interact(images, EVERY)
     maps, patches = expected(network, images, mode, teacher.layers)
     assert targets.maps.shape == (2, len(teacher.layers), 3, *GRID)
     torch.testing.assert_close(targets.maps.flatten(-2), maps, atol=1e-6, rtol=1e-4)
@@ -111,7 +112,7 @@ def test_templates_are_averaged_as_unit_vectors(sharp):
     network, file = sharp
     templates = (TEMPLATE, 'a drawing of the {}', '{}')
     images = some_images()
-    targets = teacher_of(file, template=templates).interact(images, PRESENT)
+    targets = teacher_of(file, template=templates).interact(images, EVERY)
     maps, _ = expected(network, images, 'value', templates=templates)
     torch.testing.assert_close(targets.maps.flatten(-2), maps, atol=1e-6, rtol=1e-4)
     assert (maps - expected(network, images, 'value')[0]).abs().max() > 1e-4
@@ -120,7 +121,7 @@ def test_templates_are_averaged_as_unit_vectors(sharp):
 def test_temperature_sharpens_the_maps(sharp):
     network, file = sharp
     images = some_images()
-    targets = teacher_of(file, temperature=0.01).interact(images, PRESENT)
+    targets = teacher_of(file, temperature=0.01).interact(images, EVERY)
     maps, _ = expected(network, images, 'value', tau=0.01)
     torch.testing.assert_close(targets.maps.flatten(-2), maps, atol=1e-6, rtol=1e-4)
 
@@ -139,21 +140,77 @@ def test_what_the_teacher_says_about_itself(sharp):
     assert targets.present is PRESENT
 
 
-def test_blocks_with_other_attention_are_read_as_they_are_or_refused(configs):
-    teacher = CLIPTeacher('tiny-clip-qknorm', mode='last', class_names=CLASSES)
-    maps = teacher.interact(some_images(), PRESENT).maps
-    torch.testing.assert_close(maps.sum((-2, -1)), torch.ones(2, 1, 3))
-    with pytest.raises(TypeError, match="open_clip.transformer.Attention.*mode='last'"):
-        CLIPTeacher('tiny-clip-qknorm', mode='value')
+@pytest.mark.parametrize('mode', ['value', 'last'])
+def test_blocks_with_other_attention_are_read_as_well(configs, mode):
+    teacher = CLIPTeacher('tiny-clip-qknorm', mode=mode, class_names=CLASSES)
+    images = some_images()
+    maps, _ = expected(teacher.network, images, mode)
+    targets = teacher.interact(images, EVERY)
+    torch.testing.assert_close(targets.maps.flatten(-2), maps, atol=1e-6, rtol=1e-4)
+
+
+def test_absent_texts_have_uniform_maps_and_no_features(sharp):
+    targets = teacher_of(sharp[1]).interact(some_images(), PRESENT)
+    absent = ~PRESENT[:, None].expand(-1, 1, -1)
+    assert (targets.maps[absent] == 1 / 16).all()
+    assert (targets.features[absent] == 0).all()
+    assert (targets.log_mass[absent] < -1e30).all()
+
+
+def test_log_mass_is_the_log_of_the_sum_of_the_weights(sharp):
+    network, file = sharp
+    teacher, images = teacher_of(file, temperature=0.5), some_images()
+    maps, patches = expected(network, images, 'value', tau=0.5)
+    targets = teacher.interact(images, EVERY)
+    cosine = F.cosine_similarity(
+        teacher.texts['embeds'][None, None, :, None], patches[:, :, None], dim=-1
+    )
+    torch.testing.assert_close(targets.log_mass, (cosine / 0.5).logsumexp(-1))
+
+
+def test_synonyms_are_averaged_with_the_name(sharp):
+    network, file = sharp
+    teacher = teacher_of(file, synonyms=dict(cat=['kitten']))
+    embeds = F.normalize(
+        network.encode_text(
+            teacher.tokenizer(['a photo of a cat.', 'a photo of a kitten.'])
+        ),
+        dim=-1,
+    )
+    torch.testing.assert_close(
+        teacher.texts['embeds'][0], F.normalize(embeds.sum(0), dim=-1)
+    )
+    with pytest.raises(ValueError, match='kat'):
+        teacher_of(file, synonyms=dict(kat=['kitten']))
+
+
+def test_the_teachers_own_score_says_which_texts_are_present(sharp):
+    network, file = sharp
+    images = some_images()
+    teacher = teacher_of(file, present='teacher', presence=dict(top=1, threshold=0.0))
+    targets = teacher.interact(images, None)
+    image = network.encode_image(images, normalize=True)
+    scores = (image @ teacher.texts['embeds'].T * network.logit_scale.exp()).softmax(-1)
+    torch.testing.assert_close(targets.scores, scores, atol=1e-5, rtol=1e-4)
+    assert targets.present.sum(1).tolist() == [1, 1]
+    assert targets.present.gather(1, scores.argmax(1, keepdim=True)).all()
+    strict = teacher_of(file, present='teacher', presence=dict(threshold=1.0))
+    assert not strict.interact(images, None).present.any()
 
 
 @pytest.mark.parametrize(
     'changes, complaint',
     [
         (dict(model='tiny-clip-resnet'), "'tiny-clip-resnet'.*ModifiedResNet"),
-        (dict(model='tiny-clip-timm'), 'TimmModel'),
         (dict(model='tiny-coca'), 'use CoCaTeacher'),
         (dict(model='tiny-clip-oneblock'), "mode='value' needs two blocks"),
+        (dict(reading='attention'), "reading='attention'.*similarity.*gradient"),
+        (dict(present='some'), "present='some'.*teacher"),
+        (dict(precision='float64'), "precision='float64'.*bfloat16"),
+        (dict(texts='words'), "texts='words'.*captions"),
+        (dict(max_free=3), "max_free=3 needs teacher.texts='captions'"),
+        (dict(presence=dict(top=0)), 'presence.top=0 is less than 1'),
+        (dict(presence=dict(threshold=2)), 'threshold=2 is not between'),
         (dict(mode='kk'), "mode='kk'.*value.*qq.*last"),
         (dict(temperature=0), 'temperature=0 must be above 0'),
         (dict(template=[]), 'empty list'),
@@ -166,3 +223,8 @@ def test_a_bad_option_is_named_with_its_choices(configs, changes, complaint):
     options = {'model': 'tiny-clip', **changes}
     with pytest.raises(ValueError, match=complaint):
         CLIPTeacher(**options)
+
+
+def test_a_tokenizer_that_is_not_there_is_named(configs):
+    with pytest.raises(FileNotFoundError, match="tokenizer='/none' is no folder"):
+        CLIPTeacher('tiny-clip', tokenizer='/none')

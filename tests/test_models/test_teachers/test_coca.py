@@ -228,7 +228,7 @@ def test_what_the_teacher_says_about_itself(sharp):
         (dict(layers='some'), "layers='some' must be 'all'"),
         (dict(present='maybe'), "present='maybe'"),
         (dict(class_names=['cat', ' ']), 'class 1 has an empty name'),
-        (dict(template='two {}s'), "'cat' are not found.*joins"),
+        (dict(template='two {}s'), "'cat' are not found.*joins them"),
         (
             dict(class_names=['bow (weapon)']),
             r"bow \(weapon\)' are not found.*put a sp",
