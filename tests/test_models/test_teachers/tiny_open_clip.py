@@ -11,6 +11,8 @@ from torch import nn
 
 import lfi_mmdet  # noqa: F401  provides mmcv's ops before mmdet is imported
 
+from . import tiny_timm  # noqa: F401  registers the towers
+
 CLASSES = ('cat', 'traffic light', 'zebra')
 SIDE = 32
 GRID = (4, 4)
@@ -48,6 +50,28 @@ CONFIGS: dict[str, dict] = {
     'tiny-clip-qknorm': _vision(_CLIP, qk_norm=True),
     'tiny-clip-oneblock': _vision(_CLIP, layers=1),
     'tiny-clip-longtext': dict(_CLIP, text_cfg=dict(_TEXT, context_length=20)),
+    'tiny-eva': dict(
+        _vision(
+            _CLIP, timm_model_name='tiny_eva_clip', timm_pool='token', timm_proj=None
+        ),
+        custom_text=True,
+    ),
+    'tiny-eva-fused': dict(
+        _vision(
+            _CLIP, timm_model_name='tiny_eva_fused', timm_pool='token', timm_proj=None
+        ),
+        custom_text=True,
+    ),
+    'tiny-sigmoid': dict(
+        _vision(
+            dict(_CLIP, embed_dim=32),
+            timm_model_name='tiny_siglip',
+            timm_pool='map',
+            timm_proj='none',
+        ),
+        init_logit_bias=-10,
+        custom_text=True,
+    ),
     'tiny-coca': _COCA,
     'tiny-coca-parallel': _vision(_COCA, width=32, attentional_pool='parallel'),
     'tiny-coca-cascade': _vision(_COCA, width=32, attentional_pool='cascade'),
