@@ -118,6 +118,37 @@ class InteractionTargets:
             texts=rows,
         )
 
+    def spread(self, num_texts: int) -> InteractionTargets:
+        """Undo :meth:`select`: row t is text t again, missing ones are not present."""
+        assert self.texts is not None
+        count = self.maps.shape[2]
+        # rows that only fill up must not overwrite those of the same text
+        rows = torch.where(self.present, self.texts, num_texts)
+
+        def back(value: Tensor | None, axis: int) -> Tensor | None:
+            if value is None:
+                return None
+            size = list(value.shape)
+            size[axis] = num_texts + 1
+            shape = [len(rows)] + [1] * (value.ndim - 1)
+            shape[axis] = count
+            index = rows.view(shape).expand_as(value)
+            wide = value.new_zeros(size).scatter(axis, index, value)
+            return wide.narrow(axis, 0, num_texts)
+
+        present, maps = back(self.present, 1), back(self.maps, 2)
+        relations = back(back(self.relations, 2), 3)
+        assert maps is not None and present is not None
+        uniform = 1 / (maps.shape[-2] * maps.shape[-1])
+        return InteractionTargets(
+            maps=torch.where(present[:, None, :, None, None], maps, uniform),
+            present=present,
+            features=back(self.features, 2),
+            relations=relations,
+            log_mass=back(self.log_mass, 2),
+            scores=back(self.scores, 1),
+        )
+
 
 def take_rows(value: Tensor, rows: Tensor, axis: int) -> Tensor:
     """Pick other rows in every image.

@@ -1,6 +1,7 @@
 from .base import FrozenTeacher
 from .clip import CLIPTeacher
 from .coca import CoCaTeacher
+from .ensemble import EnsembleTeacher
 from .ground_truth import GroundTruthTeacher
 from .prompted import PromptTeacher
 from .siglip import SigLIPTeacher
@@ -8,6 +9,7 @@ from .siglip import SigLIPTeacher
 __all__ = [
     'CLIPTeacher',
     'CoCaTeacher',
+    'EnsembleTeacher',
     'FrozenTeacher',
     'GroundTruthTeacher',
     'PromptTeacher',
