@@ -46,30 +46,29 @@ INVARIANT = frozenset(
 NOUNS = frozenset(
     'building ceiling painting railing clothing wedding evening king ring string wing '
     'swing sling crossing frosting icing earring pudding dressing stuffing topping '
-    'lightning morning spring siding awning bedding landing lettering marking scaffolding '
-    'drawing carving covering curling fencing flooring housing lighting netting paneling '
-    'roofing seasoning stocking tubing viking wiring writing duckling dumpling gosling '
-    'sibling shilling ping wedding ling herring '
-    'bed shed sled bobsled red reed seed weed seaweed moped steed flatbed infrared '
-    'bloodshed feed speed'.split()
+    'lightning morning spring siding awning bedding landing lettering marking drawing '
+    'scaffolding carving covering curling fencing flooring housing lighting netting '
+    'paneling roofing seasoning stocking tubing viking wiring writing duckling '
+    'dumpling gosling sibling herring '
+    'bed shed sled bobsled red reed seed weed seaweed moped steed flatbed'.split()
 )
 
-#: Words that name nothing one could point at, by what they are
+#: Words that name nothing one could point at, and whose plurals do not either
 STOP_WORDS = frozenset(
     # determiners and quantities
-    'the this that these those each every either neither some any all both half no '
-    'none such another other others own same several many much more most few fewer '
-    'less least lot lots plenty couple pair bunch group set row rows piece pieces '
-    'number variety assortment collection array kind kinds type types sort various '
-    'different multiple single double triple whole entire enough '
+    'the this that these those each every either neither some any all both half none '
+    'such another other own same several many much more most few fewer less least lot '
+    'plenty couple pair bunch group set row piece number variety assortment collection '
+    'array kind type sort various different multiple single double triple whole entire '
+    'enough '
     # numbers
-    'zero one two three four five six seven eight nine ten eleven twelve dozen dozens '
-    'hundred hundreds thousand thousands first second third last next '
+    'zero one two three four five six seven eight nine ten eleven twelve dozen '
+    'hundred thousand first second third last next '
     # pronouns and question words
     'you she her hers him his its they them their theirs our ours your yours who whom '
     'whose which what where when why how someone somebody something anyone anybody '
     'anything everyone everybody everything nobody nothing himself herself itself '
-    'themselves oneself yourself myself each thing things stuff '
+    'themselves oneself yourself myself thing stuff '
     # prepositions
     'about above across after against along alongside amid among amongst around aside '
     'atop away back before behind below beneath beside besides between beyond but '
@@ -88,26 +87,22 @@ STOP_WORDS = frozenset(
     'forward backward upside upward upwards downward sideways indoors outdoors '
     'upstairs downstairs well maybe perhaps some somewhere everywhere close closely '
     'partially partly fully mostly nearly slightly currently '
-    # verbs that say little: forms other than -ing and -ed
-    'get gets got gotten goes gone went come comes came take takes took taken make '
-    'makes made put puts look looks see sees seen saw show shows shown sit sits sat '
-    'stand stands stood lie lay lays laid lain hold holds held wear wears worn use '
-    'uses have give gives given gave keep keeps kept try tries tried seem seems '
-    'appear appears contain contains include includes feature features has walk walks '
-    'run runs ran ride rides rode ridden play plays eat eats ate eaten fly flies flew '
-    'jump jumps lean leans rest rests carry carries pose poses stare stares wait waits '
-    'talk talks throw throws thrown hit hits catch catches caught hang hangs hung hanged '
-    'enjoy enjoys prepare prepares perform performs reach reaches drive drives travel '
-    'travels swim swims swing swings grow grows grown built lit shot taken set '
+    # verbs that say little; their forms in -s, -ing and -ed need no entry
+    'get got gotten goes gone went come came take took taken make made put look see '
+    'seen saw show shown sit sat stand stood lie lay laid lain hold held wear worn use '
+    'give given gave keep kept try seem appear contain include feature walk run ran '
+    'ride rode ridden play eat ate eaten fly flew jump lean rest carry pose stare wait '
+    'talk throw thrown hit catch caught hang hung enjoy prepare perform reach drive '
+    'travel swim grow grown built lit blow gather '
     # adjectives of size, age and worth
     'big large huge giant small little tiny tall short long wide narrow high low deep '
     'young old older elderly new modern vintage antique nice pretty beautiful lovely '
     'cute good great best better bad fancy clean dirty full empty open closed busy '
     'ready able like similar sized top bottom left right middle center centre side '
-    'sides edge end part parts area areas way '
+    'edge end part area way '
     # the picture itself
-    'photo photos photograph photographs picture pictures image images view views '
-    'scene scenes shot shots closeup background foreground display'.split()
+    'photo photograph picture image view scene shot closeup background foreground '
+    'display'.split()
 )
 
 
