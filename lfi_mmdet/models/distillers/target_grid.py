@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -21,7 +20,8 @@ def resample_maps(
 
     Bilinear between the teacher's patch centres; where the teacher's patches are
     finer than the student's, several points per student patch are averaged. Padded
-    patches become 0, and what remains is normalised to sum to 1.
+    patches become 0; the strip of an image that lies in them, less than half a patch,
+    counts towards their neighbours. What remains is normalised to sum to 1.
 
     Args:
         maps: (B, M, h, w); each covers the area ``img_shapes[b]`` of its image.
@@ -35,28 +35,53 @@ def resample_maps(
         (B, M, H * W), in the precision of ``maps``, at least float32.
     """
     maps = maps if maps.dtype == torch.float64 else maps.float()
-    # points per student patch and side, so that no patch of a finer teacher is skipped
-    finer = max(
-        math.ceil(maps.shape[-2 + axis] * batch_shape[axis] / grid[axis] / shape[axis])
-        for shape in img_shapes
-        for axis in (0, 1)
-    )
-    rows, cols = grid[0] * finer, grid[1] * finer
-    shapes = torch.tensor([tuple(s[:2]) for s in img_shapes], dtype=maps.dtype)
-    shapes = shapes.to(maps.device, non_blocking=True)
-
-    def positions(count: int, length: int, extent: Tensor) -> Tensor:
-        pixels = (torch.arange(count, device=maps.device) + 0.5) * (length / count)
-        return 2 * pixels.to(maps.dtype)[None] / extent[:, None] - 1
-
-    y = positions(rows, batch_shape[0], shapes[:, 0])
-    x = positions(cols, batch_shape[1], shapes[:, 1])
-    points = torch.stack(
-        (x[:, None, :].expand(-1, rows, -1), y[:, :, None].expand(-1, -1, cols)), -1
-    )
-    sampled = F.grid_sample(maps, points, padding_mode='border', align_corners=False)
-    sampled = F.avg_pool2d(sampled, finer).flatten(2)
+    heights, widths = zip(*((shape[0], shape[1]) for shape in img_shapes))
+    with torch.autocast(maps.device.type, enabled=False):
+        rows = _axis_weights(maps, maps.shape[2], heights, batch_shape[0], grid[0])
+        cols = _axis_weights(maps, maps.shape[3], widths, batch_shape[1], grid[1])
+        # one product per axis; broadcasting would copy the weights for every map
+        sampled = (maps.flatten(1, 2) @ cols.mT).unflatten(1, maps.shape[1:3])
+        sampled = rows @ sampled.transpose(1, 2).flatten(2)
+    sampled = sampled.unflatten(2, (-1, grid[1])).transpose(1, 2).flatten(2)
     if valid is not None:
-        sampled = sampled.masked_fill(~valid[:, None], 0)
+        sampled = sampled.masked_fill_(~valid[:, None], 0)
     total = sampled.sum(-1, keepdim=True)
     return sampled / total.clamp(min=torch.finfo(maps.dtype).tiny)
+
+
+def _axis_weights(
+    like: Tensor, patches: int, extents: Sequence[int], length: int, cells: int
+) -> Tensor:
+    """How much of each teacher's patch each student's patch gets, along one axis.
+
+    Args:
+        like: Gives device and type.
+        patches: h, the teacher's patches, which cover the extent.
+        extents: Pixels of each image without padding.
+        length: Pixels that the student's patches cover.
+        cells: H, the student's patches.
+
+    Returns:
+        (B, H, h). Rows of patches whose centre lies in the image sum to 1.
+    """
+    device, dtype = like.device, like.dtype
+    # points per student patch, so that no patch of a finer teacher is skipped; a
+    # ratio that is whole but for rounding must not be rounded up
+    finer = math.ceil(patches * length / cells / min(extents) - 1e-6)
+    finer = max(1, finer)
+    extent = torch.tensor(list(extents), dtype=dtype).to(device, non_blocking=True)
+    extent = extent[:, None]
+    cell = torch.arange(cells, device=device)
+    points = torch.arange(cells * finer, device=device).to(dtype) + 0.5
+    points = points * (length / (cells * finer))
+    # bilinear, and constant from the outermost centres to the border
+    position = (points / extent * patches - 0.5).clamp(0, patches - 1)
+    patch = torch.arange(patches, device=device)
+    reads = (1 - (position[..., None] - patch).abs()).clamp(min=0)
+    # which patch each point counts for: its own, but none beyond the last valid one
+    last = ((cell + 0.5) * (length / cells) < extent).sum(1, keepdim=True) - 1
+    home = torch.minimum(cell.repeat_interleave(finer), last)
+    counts = (home[:, None] == cell[:, None]) & (points < extent)[:, None]
+    averages = counts.to(dtype)
+    averages = averages / averages.sum(-1, keepdim=True).clamp(min=1)
+    return averages @ reads

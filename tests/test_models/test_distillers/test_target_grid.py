@@ -1,8 +1,10 @@
 """Teacher maps on the student's grid."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from lfi_mmdet.models.distillers import resample_maps
 from lfi_mmdet.structures import valid_patches
@@ -29,6 +31,51 @@ def test_padding_gets_nothing_and_the_rest_sums_to_one():
     out = resample_maps(torch.rand(2, 3, 5, 7), shapes, (32, 32), grid, valid)
     assert (out[~valid[:, None].expand_as(out)] == 0).all()
     torch.testing.assert_close(out.sum(-1), torch.ones(2, 3))
+
+
+@pytest.mark.parametrize('axis', [0, 1])
+@pytest.mark.parametrize('side', [7, 14, 32, 64])
+def test_what_lies_in_the_strip_beyond_the_last_patch_is_not_lost(axis, side):
+    """200 pixels are 12 patches of 16 and a strip of 8, whose patch is padding."""
+    grid, shape = (13, 13), (200, 200)
+    valid = valid_patches([shape], grid, (16, 16))
+    assert valid.sum() == 12 * 12
+    maps = torch.zeros(1, 1, side, side)
+    maps.select(2 + axis, -1).fill_(1 / side)
+    out = resample_maps(maps, [shape], (208, 208), grid, valid).view(grid)
+    torch.testing.assert_close(out.sum(), torch.tensor(1.0))
+    assert out.sum(1 - axis)[10:12].sum() > 0.99
+    assert out.sum(1 - axis)[11] >= out.sum(1 - axis)[10]
+
+
+@pytest.mark.parametrize('finer', ['rows', 'columns'])
+def test_each_axis_is_averaged_only_where_the_teacher_is_finer(finer):
+    maps = torch.rand(1, 1, 8, 4)
+    maps /= maps.sum()
+    expected = torch.nn.functional.avg_pool2d(maps, (2, 1)) * 2
+    if finer == 'columns':
+        maps, expected = maps.mT, expected.mT
+    out = resample_maps(maps, [(32, 32)], (32, 32), (4, 4), None)
+    torch.testing.assert_close(out, expected.flatten(2))
+
+
+def test_autocast_does_not_round_the_maps():
+    maps = torch.rand(1, 2, 7, 7)
+    plain = resample_maps(maps, [(30, 40)], (32, 40), (4, 5), None)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        mixed = resample_maps(maps, [(30, 40)], (32, 40), (4, 5), None)
+    assert torch.equal(plain, mixed)
+
+
+def test_nothing_waits_for_the_device():
+    """Values of fake tensors cannot be read."""
+    shapes = [(30, 40), (32, 24)]
+    with FakeTensorMode():
+        valid = valid_patches(shapes, (4, 5), (8, 8))
+        out = resample_maps(torch.rand(2, 3, 7, 7), shapes, (32, 40), (4, 5), valid)
+        assert out.shape == (2, 3, 20)
+        with pytest.raises(DataDependentOutputException):
+            out.sum().item()
 
 
 def test_uniform_attention_stays_uniform_over_the_image():
