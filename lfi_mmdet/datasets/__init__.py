@@ -1,3 +1,4 @@
+from . import transforms
 from .shapes_dataset import ShapesDataset
 
-__all__ = ['ShapesDataset']
+__all__ = ['ShapesDataset', 'transforms']

@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from mmcv.transforms import RandomChoice
 from mmdet.datasets import CocoDataset, ConcatDataset
 from mmdet.models import BBoxHead, FCNMaskHead
 from mmdet.models.dense_heads import RPNHead
@@ -138,3 +139,51 @@ def test_annotations_are_read_anew_so_that_it_needs_no_flag_of_the_tools(root):
     (root / 'train.json').write_text(json.dumps(content))
     with pytest.raises(InputError, match="has no 'blue'"):
         check(good)
+
+
+class Reader:
+    """A transform with a file of its own."""
+
+    def __init__(self, problem=None):
+        self.problem, self.calls = problem, []
+
+    def check_dataset(self, dataset, key):
+        self.calls.append(('check_dataset', len(dataset), key))
+        if self.problem:
+            raise InputError(f'{key}: {self.problem}')
+
+    def load_shared(self, key):
+        self.calls.append(('load_shared', key))
+
+    def __call__(self, results):
+        return results
+
+
+def test_transforms_check_the_dataset_that_they_are_in(root):
+    plain, inner = Reader(), Reader()
+    steps = [plain, RandomChoice([[plain], [Reader(), inner]])]
+    good = dataset(root, pipeline=steps)
+    check(RepeatDataset(good, 2), dataset(root))
+    key = 'train_dataloader.dataset.dataset.pipeline'
+    assert plain.calls[:2] == [
+        ('check_dataset', 4, f'{key}.0'),
+        ('check_dataset', 4, f'{key}.1.transforms.0.transforms.0'),
+    ]
+    where = f'{key}.1.transforms.1.transforms.1'
+    assert inner.calls == [('check_dataset', 4, where), ('load_shared', where)]
+
+
+def test_what_a_transform_finds_stops_the_run_before_workers_start(root):
+    reader = Reader('the file is of another dataset')
+    bad = dataset(root, pipeline=[reader])
+    message = r'^val_dataloader\.dataset\.pipeline\.0: the file is of another dataset'
+    with pytest.raises(InputError, match=message):
+        check(dataset(root), bad)
+    assert 'load_shared' not in [call[0] for call in reader.calls]
+
+
+def test_every_process_loads_what_its_workers_share(root, monkeypatch):
+    monkeypatch.setattr(dataset_check_hook, 'is_main_process', lambda: False)
+    reader = Reader()
+    check(dataset(root, pipeline=[reader]))
+    assert reader.calls == [('load_shared', 'train_dataloader.dataset.pipeline.0')]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from mmdet.models import BBoxHead, FCNMaskHead
@@ -33,9 +34,13 @@ class DatasetCheckHook(Hook):
 
     - every class has a category in the annotation file, in the same order;
     - all images exist (one listing per folder, local file systems only);
-    - ``num_classes`` of all heads is the number of classes.
+    - ``num_classes`` of all heads is the number of classes;
+    - what the transforms of the pipeline have to say: one that reads a file of its own
+      may have a method ``check_dataset(dataset, key)``, which raises ``InputError``.
 
-    The first process checks and tells the others. Priority: VERY_HIGH.
+    The first process checks and tells the others. Then, in every process, transforms
+    that have a method ``load_shared(key)`` may read what the workers of the data loader
+    are to inherit. Priority: VERY_HIGH.
 
     Args:
         images: Whether to look for the images.
@@ -69,6 +74,9 @@ class DatasetCheckHook(Hook):
                     key = f'{split}_dataloader.dataset'
                     for inner, part in iter_datasets(dataset, key):
                         self._check_dataset(part, inner)
+                    for part, where, step in iter_transforms(dataset, key):
+                        if hasattr(step, 'check_dataset'):
+                            step.check_dataset(part, where)
                     check_heads(runner.model, dataset, key)
             except InputError as error:
                 problem[0] = str(error)
@@ -76,6 +84,11 @@ class DatasetCheckHook(Hook):
         broadcast_object_list(problem)
         if problem[0] is not None:
             raise InputError(problem[0])
+        for split, dataset in datasets.items():
+            key = f'{split}_dataloader.dataset'
+            for _, where, step in iter_transforms(dataset, key):
+                if hasattr(step, 'load_shared'):
+                    step.load_shared(where)
 
     def _check_dataset(self, dataset: Any, key: str) -> None:
         if not isinstance(dataset, BaseDataset):
@@ -93,6 +106,34 @@ class DatasetCheckHook(Hook):
             infos = (dataset.get_data_info(i) for i in range(len(dataset)))
             paths = [info['img_path'] for info in infos if 'img_path' in info]
             check_images(paths, f'{key}.data_prefix', source)
+
+
+def iter_transforms(dataset: Any, key: str) -> Iterator[tuple[Any, str, Any]]:
+    """Find the transforms in the pipelines of a dataset, also those inside of others.
+
+    Args:
+        dataset: Built dataset, possibly wrapped; pipelines of wrappers are left out.
+        key: Where the config gives it, for messages.
+
+    Yields:
+        The dataset inside, the key of the transform in the config, and the transform.
+    """
+    for inner, part in iter_datasets(dataset, key):
+        pipeline = getattr(part, 'pipeline', None)
+        for where, step in _iter_steps(pipeline, f'{inner}.pipeline'):
+            yield part, where, step
+
+
+def _iter_steps(steps: Any, key: str) -> Iterator[tuple[str, Any]]:
+    # Compose is no list; RandomChoice has a list of them
+    while not isinstance(steps, list | tuple):
+        if not hasattr(steps, 'transforms'):
+            return
+        steps = steps.transforms
+    for i, step in enumerate(steps):
+        yield f'{key}.{i}', step
+        inner = getattr(step, 'transforms', None)
+        yield from _iter_steps(inner, f'{key}.{i}.transforms')
 
 
 def check_heads(model: nn.Module, dataset: Any, key: str) -> None:

@@ -1,6 +1,7 @@
 """Checks of what the user gave, before a run starts; each ends in one message."""
 
 from .annotations import check_classes, check_file, load_coco, read_categories
+from .captions import check_captions
 from .configs import (
     check_checkpoint,
     check_config,
@@ -15,6 +16,7 @@ from .weights import check_weights, unwrap_model
 
 __all__ = [
     'InputError',
+    'check_captions',
     'check_checkpoint',
     'check_classes',
     'check_config',

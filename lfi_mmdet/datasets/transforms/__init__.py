@@ -1,0 +1,3 @@
+from .load_captions import LoadCaptions
+
+__all__ = ['LoadCaptions']
