@@ -76,7 +76,7 @@ class GroundTruthTeacher(FrozenTeacher):
             raise ValueError(f'teacher.blur={blur} is not a list of lengths >= 0')
         self.corruption = Corruption(noise, confusion, missing, seed)
         self.grid_size, self.blur, self.floor = grid_size, tuple(blur), floor
-        self.scores = scores
+        self.wants_scores |= scores
         if class_names is not None:
             self.set_class_names(class_names)
 
@@ -132,12 +132,11 @@ class GroundTruthTeacher(FrozenTeacher):
                 ]
             )
         log_mass = cover.mean((-2, -1)).clamp(min=LEAST_SHARE).log()
-        told = self.scores or self.present == 'teacher'
         return InteractionTargets(
             maps=maps,
             present=present,
             log_mass=log_mass[:, None].repeat(1, self.num_layers, 1),
-            scores=scores.to(device) if told else None,
+            scores=scores.to(device) if self.wants_scores else None,
         )
 
     def _found(self, data_samples: SampleList) -> Tensor:
