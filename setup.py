@@ -31,6 +31,7 @@ setup(
     extras_require=dict(
         blip=requirements('blip'),
         clip=['open_clip_torch>=2.32'],
+        siglip=['open_clip_torch>=2.32', *requirements('blip'), 'sentencepiece'],
         dev=requirements('dev'),
     ),
 )

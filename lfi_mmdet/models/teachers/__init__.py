@@ -1,4 +1,5 @@
 from .base import FrozenTeacher
+from .blip import BLIPTeacher
 from .clip import CLIPTeacher
 from .coca import CoCaTeacher
 from .ensemble import EnsembleTeacher
@@ -7,6 +8,7 @@ from .prompted import PromptTeacher
 from .siglip import SigLIPTeacher
 
 __all__ = [
+    'BLIPTeacher',
     'CLIPTeacher',
     'CoCaTeacher',
     'EnsembleTeacher',

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lfi_mmdet.structures import InteractionTargets
 
 from .presence import TeacherPresence, present_texts
+from .tiles import stitch_targets
 from .view import TeacherView
 
 
@@ -83,9 +84,9 @@ class FrozenTeacher(metaclass=ABCMeta):
         self.presence = TeacherPresence(**(presence or {}))
         #: Whether targets shall carry the teacher's scores, where it has any
         self.wants_scores = present == 'teacher'
-        if teacher_view != 'resize':
-            view = dict(view, teacher_view=teacher_view, tiles=tiles, overlap=overlap)
-        self.view = TeacherView(**view)
+        self.view = TeacherView(
+            **view, teacher_view=teacher_view, tiles=tiles, overlap=overlap
+        )
         self.network: nn.Module | None = None
         self.class_names: tuple[str, ...] | None = None
         #: What :meth:`encode_texts` keeps; plain tensors that follow :meth:`apply_`
@@ -148,6 +149,8 @@ class FrozenTeacher(metaclass=ABCMeta):
         if self.precision is not None:
             network = network.to(getattr(torch, self.precision))
         self.network = network.eval().requires_grad_(False)
+        if hasattr(self, 'grid_size'):
+            self.view.overlap_in_patches(self.grid_size)  # complains if it cannot be
         self._fingerprint = self.weights_hash()
         count = sum(p.numel() for p in network.parameters())
         print_log(
@@ -215,17 +218,8 @@ class FrozenTeacher(metaclass=ABCMeta):
     ) -> InteractionTargets:
         """Make the teacher's view of the batch and read the maps off it."""
         images = self.view(batch_inputs, data_samples, preprocessor)
-        if present is not None:
-            present = present.repeat_interleave(getattr(self.view, 'num_tiles', 1), 0)
-        return self.stitch(self.interact(images, present))
-
-    def stitch(self, targets: InteractionTargets) -> InteractionTargets:
-        """Put the targets of an image's tiles together; see :class:`TeacherView`."""
-        if getattr(self.view, 'num_tiles', 1) == 1:
-            return targets
-        from .tiles import stitch_targets
-
-        return stitch_targets(targets, self.view)
+        present = self.view.per_tile(present)
+        return stitch_targets(self.interact(images, present), self.view)
 
     def apply_(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Follow the detector's ``to``, ``half``, ``cuda`` (see ``Module._apply``)."""

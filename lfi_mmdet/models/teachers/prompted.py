@@ -17,6 +17,7 @@ from .base import FrozenTeacher, check_choice
 from .caption_words import CaptionWord, caption_words, class_synonyms
 from .presence import present_texts
 from .prompts import Prompt, class_prompts, fill_template
+from .tiles import stitch_targets
 
 
 @dataclass
@@ -260,14 +261,12 @@ class PromptTeacher(FrozenTeacher):
         """Make the teacher's view of the batch and read the maps off it."""
         if self.text_source == 'classes':
             return super().targets(batch_inputs, data_samples, present, preprocessor)
-        assert present is not None
         words = self.words_of(data_samples)
         images = self.view(batch_inputs, data_samples, preprocessor)
-        tiles = getattr(self.view, 'num_tiles', 1)
-        words = [one for one in words for _ in range(tiles)]
-        return self.stitch(
-            self.interact_words(images, words, present.repeat_interleave(tiles, 0))
-        )
+        words = [one for one in words for _ in range(self.view.num_tiles)]
+        present = self.view.per_tile(present)
+        assert present is not None
+        return stitch_targets(self.interact_words(images, words, present), self.view)
 
     def interact_words(
         self, images: Tensor, words: list[list[CaptionWord]], present: Tensor
