@@ -5,7 +5,22 @@ import torch
 from torch import nn
 
 import lfi_mmdet  # noqa: F401  provides mmcv's ops before mmdet is imported
-from lfi_mmdet.models.teachers.attention_capture import capture_attention
+from lfi_mmdet.models.teachers.attention_capture import (
+    capture_attention,
+    value_path,
+)
+
+from .later_open_clip import LaterAttention
+
+#: Kinds of attention that open_clip 4 can build
+LATER = [
+    {},
+    dict(bias=False),
+    dict(key_dims=24),
+    dict(qk_norm=True),
+    dict(cosine=True),
+    dict(head_scale=True, inner_norm=True),
+]
 
 
 def run(attn: nn.MultiheadAttention, query: torch.Tensor, key: torch.Tensor):
@@ -83,6 +98,67 @@ def test_a_masked_module_is_an_error_rather_than_a_wrong_map():
     mask = torch.zeros(3, 3)
     with pytest.raises(RuntimeError, match='attn_mask'), capture_attention([attn]):
         attn(x, x, x, attn_mask=mask)
+
+
+@pytest.mark.parametrize('kind', LATER)
+def test_maps_of_the_later_attention_equal_those_formed_explicitly(kind):
+    torch.manual_seed(0)
+    attn = LaterAttention(16, 4, **kind).eval()
+    query, key = torch.randn(2, 5, 16), torch.randn(2, 7, kind.get('key_dims', 16))
+    with capture_attention([attn]) as (record,):
+        attn(query, k_x=key, v_x=key)
+    maps = record.weights()
+    torch.testing.assert_close(maps, attn.maps(query, key))
+    assert maps.std(-1).min() > 1e-3
+    rows = record.weights(torch.tensor([[3], [1]]))
+    torch.testing.assert_close(rows, torch.stack([maps[0][:, [3]], maps[1][:, [1]]]))
+
+
+def test_the_later_attention_may_look_at_its_own_input():
+    attn, x = LaterAttention(16, 4).eval(), torch.randn(2, 5, 16)
+    with capture_attention([attn]) as (record,):
+        attn(x)
+    torch.testing.assert_close(record.weights(), attn.maps(x, x))
+
+
+def test_half_precision_modules_give_float32_maps():
+    attn = LaterAttention(16, 4, qk_norm=True).eval()
+    x = torch.randn(2, 5, 16)
+    expected = attn.maps(x, x)
+    with capture_attention([attn.bfloat16()]) as (record,):
+        attn(x.bfloat16())
+    maps = record.weights()
+    assert maps.dtype == torch.float32
+    torch.testing.assert_close(maps, expected, atol=0.05, rtol=0.1)
+
+
+@pytest.mark.parametrize('kind', [*LATER, 'torch'])
+def test_with_one_key_attention_returns_its_value_path(kind):
+    if kind == 'torch':
+        attn = nn.MultiheadAttention(16, 4, kdim=24, vdim=24, batch_first=True)
+        nn.init.normal_(attn.in_proj_bias)
+        value = torch.randn(3, 1, 24)
+        expected = attn(torch.randn(3, 2, 16), value, value)[0]
+    else:
+        attn = LaterAttention(16, 4, **kind)
+        value = torch.randn(3, 1, kind.get('key_dims', 16))
+        expected = attn(torch.randn(3, 2, 16), k_x=value, v_x=value)
+    got = value_path(attn, value)
+    torch.testing.assert_close(got.expand(-1, 2, -1), expected)
+
+
+def test_what_the_later_attention_may_hold_and_is_not_understood_is_named():
+    attn = LaterAttention(16, 4)
+    attn.sink = nn.Parameter(torch.zeros(4))
+    with pytest.raises(TypeError, match=r"LaterAttention with \['sink'\]"):
+        with capture_attention([attn]):
+            pass
+
+
+def test_masks_of_the_later_attention_are_an_error():
+    attn, x = LaterAttention(16, 4), torch.randn(2, 5, 16)
+    with pytest.raises(RuntimeError, match='attn_mask'), capture_attention([attn]):
+        attn(x, attn_mask=torch.zeros(5, 5))
 
 
 @pytest.mark.parametrize(
