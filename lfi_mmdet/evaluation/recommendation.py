@@ -144,11 +144,14 @@ def config_lines(
     if 'reading' in accepted:
         arguments.append(f'reading={found.reading!r}')
     if 'layers' in accepted and all(names):
-        layers = sorted({int(name[1]) for name in names if name})
-        arguments.append(f'layers={layers}')
-        if any(name and name[2] for name in names):
-            arguments.append("heads='keep'")
-            comments.append(f'# of these, the heads {", ".join(found.layers)}')
+        layers, heads = ({name[i] for name in names if name} for i in (1, 2))
+        arguments.append(f'layers={sorted(map(int, layers))}')
+        if None not in heads:
+            arguments.append(f'heads={sorted(map(int, heads))}')
+            comments.append(
+                f'# {", ".join(found.layers)} were good one by one; these lines '
+                'average the heads in every layer: check them again'
+            )
     else:
         comments.append(
             f'# layers to distil: {", ".join(found.layers)}; the teacher takes no '

@@ -144,14 +144,15 @@ def test_the_lines_to_paste_are_python():
     assert scope['model'] == dict(teacher=dict(reading='similarity', layers=[3, 11]))
 
 
-def test_heads_become_their_layers_and_a_comment():
-    lines = lines_for(['3.h0', '3.h2', '5.h1'], {'reading', 'layers', 'heads'})
+def test_heads_are_listed_and_have_to_be_checked_together():
+    lines = lines_for(['3.h0', '3.h12', '5.h1'], {'reading', 'layers', 'heads'})
     scope: dict = {}
     exec(lines, scope)
     assert scope['model']['teacher'] == dict(
-        reading='similarity', layers=[3, 5], heads='keep'
+        reading='similarity', layers=[3, 5], heads=[0, 1, 12]
     )
-    assert lines.endswith('# of these, the heads 3.h0, 3.h2, 5.h1')
+    assert '# 3.h0, 3.h12, 5.h1 were good one by one' in lines
+    assert 'check them again' in lines
 
 
 def test_what_no_argument_says_is_said_in_a_comment():
