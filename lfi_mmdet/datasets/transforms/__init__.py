@@ -1,3 +1,12 @@
+from .geometry import check_geometry, measure_geometry
 from .load_captions import LoadCaptions
+from .pack_interaction_inputs import PackInteractionInputs
+from .warp_maps import warp_maps
 
-__all__ = ['LoadCaptions']
+__all__ = [
+    'LoadCaptions',
+    'PackInteractionInputs',
+    'check_geometry',
+    'measure_geometry',
+    'warp_maps',
+]
