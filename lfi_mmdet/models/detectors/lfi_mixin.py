@@ -112,6 +112,13 @@ class LFIMixin(Detector):
             )
         if known is None:
             self.teacher.set_class_names(class_names)
+        texts = self.teacher.num_texts
+        if self.distiller.assignment is None and texts != tied:
+            raise ValueError(
+                f'the teacher has {texts} texts, but backbone.num_queries={tied}; texts '
+                'beyond the classes need distiller.assignment, e.g. '
+                "dict(type='HungarianAssignment')"
+            )
 
     # -- mmdet's triad ----------------------------------------------------------------
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from mmdet.registry import MODELS
@@ -21,6 +20,7 @@ from lfi_mmdet.structures import (
 
 from ..losses.base import InteractionLoss, InteractionPair
 from .layer_mapping import map_layers
+from .query_assignment import QueryAssignment
 from .schedule import LossSchedule
 from .target_grid import resample_maps
 
@@ -79,14 +79,12 @@ class InteractionDistiller(BaseModule):
                 f'distiller.schedule={schedule}: unknown {unknown}; choose from '
                 "['interval', 'stop', 'warmup']"
             )
-        self.assignment: Any = None
+        self.assignment: QueryAssignment | None = None
         if assignment is not None:
-            self.assignment = build_part(assignment, object, 'distiller.assignment')
-            if not 0 <= self.assignment.num_tied < student.num_queries:
-                raise ValueError(
-                    f'distiller.assignment.num_tied={self.assignment.num_tied} leaves '
-                    f'no free query of backbone.num_queries={student.num_queries}'
-                )
+            self.assignment = build_part(
+                assignment, QueryAssignment, 'distiller.assignment'
+            )
+            self.assignment.check_queries(student.num_queries)
         self.schedule = LossSchedule(**(schedule or {}))
         self.pairs = map_layers(layer_mapping, len(student.layers), teacher_layers)
         built: dict[str, InteractionLoss] = {}

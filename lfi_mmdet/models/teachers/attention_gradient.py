@@ -67,8 +67,8 @@ def explicit_attention(
     Gradients are on within the body, whatever the caller has switched off, and
     parameters may all be frozen: the graph begins at the maps of the first module.
     ``torch.autograd.grad(score.sum(), [r.probs for r in records])`` gives the
-    gradients. What enters the network must be no inference tensor, as autograd could
-    not keep it; what enters the modules is copied if it is one.
+    gradients. What enters the modules is copied if it is an inference tensor; what else
+    enters the network should go through :func:`ordinary`.
 
     Memory: 4 * B * heads * Lq * Lk bytes per module for the maps, about three times
     that while gradients are taken, and all activations behind the first module, as in
@@ -107,6 +107,15 @@ def explicit_attention(
             f'attention modules {silent} of {len(records)} did not run, or formed no '
             'maps; this version of the network calls something else'
         )
+
+
+def ordinary(value: Any) -> Any:
+    """Copy an inference tensor, which autograd could not keep; else do nothing.
+
+    It has to be called outside inference mode, as within :func:`explicit_attention`.
+    """
+    inference = isinstance(value, Tensor) and value.is_inference()
+    return value.clone() if inference else value
 
 
 def relevance(probs: Tensor, grads: Tensor, heads: str = 'mean') -> Tensor:
@@ -165,11 +174,6 @@ def _enter(
     kwargs: dict[str, Any],
 ) -> tuple[tuple, dict[str, Any]]:
     """Forward pre-hook: the record's module forms attention from now on."""
-
-    def ordinary(value: Any) -> Any:
-        inference = isinstance(value, Tensor) and value.is_inference()
-        return value.clone() if inference else value
-
     mode.record = record
     return tuple(map(ordinary, args)), {k: ordinary(v) for k, v in kwargs.items()}
 

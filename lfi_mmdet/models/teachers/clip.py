@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from mmdet.registry import MODELS
 from torch import Tensor
 
+from .attention_gradient import explicit_attention, relevance
 from .base import check_choice
 from .layers import resolve_layers
 from .open_clip_loader import load_open_clip, load_tokenizer, view_of
@@ -186,8 +187,6 @@ class CLIPTeacher(PromptTeacher):
         return EncodedImages(images, patches, embedding)
 
     def _encode_with_gradients(self, images: Tensor) -> EncodedImages:
-        from .attention_gradient import explicit_attention
-
         modules = [self.tower.attentions[layer] for layer in self.layers]
         with explicit_attention(modules) as records:
             tokens, prefix, embedding = self.tower.intermediates(
@@ -198,7 +197,7 @@ class CLIPTeacher(PromptTeacher):
         stacked = torch.stack([tokens[i][:, prefix:].detach() for i in self.layers], 1)
         with torch.autocast(images.device.type, enabled=False):
             patches = self.tower.project(stacked.float())
-        probs = [record.probs for record in records]
+        probs = [record.probs for record in records if record.probs is not None]
         return EncodedImages(images, patches, embedding, probs, prefix)
 
     def score(self, images: EncodedImages, prompts: dict[str, Tensor]) -> Tensor | None:
@@ -242,8 +241,6 @@ class CLIPTeacher(PromptTeacher):
         self, images: EncodedImages, embeds: Tensor, pairs: tuple[Tensor, Tensor]
     ) -> Tensor:
         """Gradient-weighted attention of (image, prompt) pairs, (M, L, N)."""
-        from .attention_gradient import relevance
-
         shape = (len(pairs[0]), len(self.layers), images.patches.shape[2])
         maps = images.patches.new_zeros(shape)
         for prompt in pairs[1].unique().tolist():
