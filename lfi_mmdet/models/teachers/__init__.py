@@ -4,7 +4,7 @@ from .clip import CLIPTeacher
 from .coca import CoCaTeacher
 from .ensemble import EnsembleTeacher
 from .ground_truth import GroundTruthTeacher
-from .prompted import PromptTeacher
+from .prompted import PromptTeacher, Reading
 from .siglip import SigLIPTeacher
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     'FrozenTeacher',
     'GroundTruthTeacher',
     'PromptTeacher',
+    'Reading',
     'SigLIPTeacher',
 ]
