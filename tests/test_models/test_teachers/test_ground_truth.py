@@ -237,15 +237,20 @@ def test_a_confused_class_has_the_masks_of_another_one_of_the_image():
 
 
 def test_which_class_is_mistaken_does_not_hang_on_those_that_a_crop_removes():
-    """Of two candidates one is preferred, whatever else there is."""
-    sample = scene(0)
-    label, *others = sample.gt_instances.labels.tolist()
-    wrong = targets_of([sample], confusion=1.0)
-    right = targets_of([sample]).maps[0, :, others]
-    chosen = [torch.equal(wrong.maps[0, :, label], one) for one in right.unbind(1)]
-    sample.gt_instances = sample.gt_instances[[0, 1 + chosen.index(True)]]
-    again = targets_of([sample], confusion=1.0)
-    assert torch.equal(wrong.maps[0, :, label], again.maps[0, :, label])
+    doses = dict(confusion=1.0, blur=(0.5,))
+    for img_id in range(6):
+        sample = scene(img_id, num_objects=4)
+        label, *others = sample.gt_instances.labels.tolist()
+        wrong = targets_of([sample], **doses).maps[0, 0, label]
+        right = targets_of([sample], blur=(0.5,)).maps[0, 0, others]
+        (chosen,) = (i for i, one in enumerate(right) if torch.equal(wrong, one))
+        for removed in range(3):
+            if removed != chosen:
+                crop = scene(img_id, num_objects=4)
+                kept = [i for i in range(4) if i != 1 + removed]
+                crop.gt_instances = crop.gt_instances[kept]
+                again = targets_of([crop], **doses).maps[0, 0, label]
+                assert torch.equal(wrong, again)
 
 
 def test_a_missing_class_is_flat_absent_and_without_mass_or_score():
