@@ -79,7 +79,7 @@ def attention_weights(attn: nn.Module, query: Tensor, key: Tensor) -> Tensor:
             # (heads, 1, 1), bounded as in training
             scale = module.logit_scale.float().clamp(max=module.logit_scale_max).exp()
             return (q @ k.transpose(-1, -2) * scale).softmax(-1)
-        q, k = _normed(module.ln_q, q), _normed(module.ln_k, k)
+        q, k = normed(module.ln_q, q), normed(module.ln_k, k)
         return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
 
 
@@ -102,7 +102,7 @@ def value_path(attn: nn.Module, value: Tensor) -> Tensor:
         if getattr(module, 'head_scale', None) is not None:
             heads = out.unflatten(-1, (module.num_heads, -1))
             out = (heads * module.head_scale.float().view(-1, 1)).flatten(-2)
-        out = _normed(getattr(module, 'ln_inner', nn.Identity()), out)
+        out = normed(getattr(module, 'ln_inner', nn.Identity()), out)
         bias = module.out_proj.bias
         return F.linear(
             out, module.out_proj.weight.float(), None if bias is None else bias.float()
@@ -144,8 +144,8 @@ def _shaping(attn: nn.Module) -> set[str]:
     return (owned | children) & _SHAPING
 
 
-def _normed(norm: nn.Module, x: Tensor) -> Tensor:
-    """Run a norm in its own dtype."""
+def normed(norm: nn.Module, x: Tensor) -> Tensor:
+    """Run a norm in the dtype of its weights; the result is float32."""
     dtype = next((p.dtype for p in norm.parameters()), x.dtype)
     return norm(x.to(dtype)).float()
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmdet.structures import DetDataSample
 
-from lfi_mmdet.models.teachers import CoCaTeacher, coca
+from lfi_mmdet.models.teachers import CoCaTeacher, attention_capture, coca
 
 from .tiny_open_clip import CLASSES, GRID, some_images
 
@@ -168,7 +168,7 @@ def test_attention_that_all_goes_to_the_class_token_leaves_finite_maps(
 ):
     teacher = teacher_of(sharp[1])
     pooler = teacher.network.visual.attn_pool.attn
-    recompute = coca.AttentionRecord.weights
+    recompute = attention_capture.AttentionRecord.weights
 
     def weights(record, rows=None):
         maps = recompute(record, rows)
@@ -176,7 +176,7 @@ def test_attention_that_all_goes_to_the_class_token_leaves_finite_maps(
             maps = torch.zeros_like(maps).index_fill(-1, torch.tensor([0]), 1.0)
         return maps
 
-    monkeypatch.setattr(coca.AttentionRecord, 'weights', weights)
+    monkeypatch.setattr(attention_capture.AttentionRecord, 'weights', weights)
     maps = teacher.interact(some_images(), PRESENT).maps
     torch.testing.assert_close(maps, torch.full_like(maps, 1 / 16))
 
