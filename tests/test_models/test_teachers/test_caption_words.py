@@ -79,6 +79,10 @@ def test_the_longest_name_in_the_caption_wins(caption, expected):
     assert named(caption) == expected
 
 
+def test_names_written_as_one_word_are_found_as_two():
+    assert named('a skate-board', ('skateboard',)) == [('skateboard', 'skate-board')]
+
+
 def test_synonyms_name_their_class_and_class_names_beat_them():
     caption = 'A woman on a motor bike near a fire truck, sofas and a bike'
     assert named(caption, synonyms='coco') == [
