@@ -8,9 +8,19 @@ from torch import nn
 from lfi_mmdet.engine.hooks import ClassNamesHook
 
 
+class Teacher:
+    checked = None
+
+    def check_dataset(self, dataset):
+        self.checked = dataset
+
+
 class Model(nn.Module):
     names = None
-    teacher = 'a teacher'
+
+    def __init__(self):
+        super().__init__()
+        self.teacher = Teacher()
 
     def set_class_names(self, names):
         self.names = names
@@ -25,8 +35,10 @@ def runner(model, classes):
 
 def test_the_teacher_gets_the_class_names_of_the_training_dataset():
     model = Model()
-    ClassNamesHook().before_train(runner(model, ('cat', 'dog')))
+    run = runner(model, ('cat', 'dog'))
+    ClassNamesHook().before_train(run)
     assert model.names == ('cat', 'dog')
+    assert model.teacher.checked is run.train_dataloader.dataset
 
 
 def test_a_model_without_texts_is_left_alone():

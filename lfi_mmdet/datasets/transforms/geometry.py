@@ -79,6 +79,7 @@ def check_geometry(
     allowed: Collection[str] = (),
     key: str = 'pipeline',
     still: bool = False,
+    first: int = 0,
 ) -> frozenset[str]:
     """Check that every transform tells where it moves pixels, or moves none.
 
@@ -93,6 +94,7 @@ def check_geometry(
             ``homography_matrix`` or move no pixels.
         key: Where the transforms stand in the config, for messages.
         still: Whether only transforms that move no pixels may pass.
+        first: Number of the first of them, for messages.
 
     Returns:
         What they may do, a part of :data:`ALL`.
@@ -101,7 +103,7 @@ def check_geometry(
         InputError: If one does not, or is not known. The message names it.
     """
     found: set[str] = set()
-    for i, transform in enumerate(transforms):
+    for i, transform in enumerate(transforms, first):
         found |= _check(transform, allowed, f'{key}.{i}', still)
     return frozenset(found)
 

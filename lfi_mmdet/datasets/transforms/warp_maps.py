@@ -8,6 +8,9 @@ from scipy.sparse import csr_array
 #: Deviation, as a share of the image's side, below which a map need not be resampled;
 #: float32 homographies of several transforms multiply to less
 _SAME = 1e-5
+#: Mean of what is shown, relative to the mean of the whole map, below which it is not
+#: told from rounding: about the least step of a peaked map with one byte per cell
+_LEAST = 1e-5
 #: Points per side of a cell that tell how much of it shows the original image
 _COVER = 4
 
@@ -38,7 +41,7 @@ def warp_maps(
 
     Returns:
         Maps (..., h, w), float32, over ``img_shape``, each summing to 1; and bool
-        (...), False for maps that are 0 all over what is shown, which become uniform.
+        (...), False for maps that have nothing in what is shown, which become uniform.
 
     Raises:
         ValueError: If the homography cannot be inverted.
@@ -60,7 +63,7 @@ def warp_maps(
         columns, rows = (_weights(n, *s) for n, s in zip(shape[::-1], spans))
         warped = rows @ (maps @ columns.T)
     total = warped.sum((-2, -1), keepdims=True)
-    found = total > np.finfo(np.float32).tiny
+    found = total > _LEAST
     warped = np.where(found, warped / np.where(found, total, 1), 1 / np.prod(shape))
     return warped.astype(np.float32), found[..., 0, 0]
 

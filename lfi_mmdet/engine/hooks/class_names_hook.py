@@ -13,7 +13,8 @@ class ClassNamesHook(Hook):
     """Take the class names of the training dataset as the teacher's texts.
 
     Runs before the first iteration, so a project that inherits a config changes its
-    classes in one place, the dataset's ``metainfo``. Priority: VERY_HIGH.
+    classes in one place, the dataset's ``metainfo``. Then lets the teacher check the
+    dataset, see :meth:`FrozenTeacher.check_dataset`. Priority: VERY_HIGH.
     """
 
     priority = 'VERY_HIGH'
@@ -22,8 +23,8 @@ class ClassNamesHook(Hook):
         """Set the names on the detector.
 
         Raises:
-            ValueError: If the dataset has no class names, or their number is not that
-                of the queries.
+            ValueError: If the dataset has no class names, their number is not that of
+                the queries, or the teacher cannot be used with the dataset.
         """
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if not hasattr(model, 'set_class_names'):
@@ -40,3 +41,4 @@ class ClassNamesHook(Hook):
                 "metainfo=dict(classes=('name', ...))"
             )
         model.set_class_names(classes)
+        model.teacher.check_dataset(runner.train_dataloader.dataset)
