@@ -1,0 +1,98 @@
+"""What runs on the device in every step never makes the host wait for it.
+
+On a GPU these operations hand a number, or a shape that depends on numbers, to the host.
+They can be seen on the CPU as well, so that nobody has to own a GPU to keep them out.
+"""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lfi_mmdet.models.distillers import InteractionDistiller
+from lfi_mmdet.models.teachers import CLIPTeacher, CoCaTeacher
+from lfi_mmdet.structures import InteractionSpec, InteractionTargets, InteractionTrace
+from tests.test_models.test_teachers.tiny_open_clip import (
+    CLASSES,
+    some_images,
+    write_configs,
+)
+
+#: Operations whose result, or its shape, the host has to read
+WAITS = ('_local_scalar_dense', 'nonzero', 'masked_select', 'unique', 'is_nonzero')
+
+
+class Watch(TorchDispatchMode):
+    """Refuses what would wait for a GPU."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name().partition('::')[2].partition('.')[0]
+        if any(wait in name for wait in WAITS):
+            raise AssertionError(f'{func.name()} makes the host wait')
+        if name in ('index', 'index_put', 'index_put_'):
+            masks = [i for i in args[1] if i is not None and i.dtype == torch.bool]
+            assert not masks, f'{func.name()} with a mask makes the host wait'
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_watch_sees_what_waits():
+    values = torch.rand(3)
+    for wait in (values.sum().item, values.nonzero, lambda: values[values > 0.5]):
+        with pytest.raises(AssertionError, match='makes the host wait'), Watch():
+            wait()
+
+
+@pytest.mark.parametrize('assignment', [None, 'SinkhornAssignment'])
+@pytest.mark.parametrize('padded', [False, True])
+def test_the_losses_do_not_wait(assignment, padded):
+    spec = InteractionSpec(layers=(1, 3), num_queries=5, embed_dims=8, feedback=True)
+    distiller = InteractionDistiller(
+        spec,
+        teacher_layers=2,
+        feature_dims=6,
+        losses=dict(
+            attention=dict(type='InteractionAttentionLoss'),
+            relation=dict(type='InteractionRelationLoss'),
+            dynamics=dict(type='InteractionDynamicsLoss'),
+            feature=dict(type='InteractionFeatureLoss'),
+        ),
+        assignment=assignment and dict(type=assignment, num_tied=2),
+    )
+    valid = torch.ones(2, 16, dtype=torch.bool)
+    valid[1, 12:] = False
+    trace = InteractionTrace(
+        logits=[torch.randn(2, 2, 5, 16, requires_grad=True) for _ in range(2)],
+        queries=[torch.randn(2, 5, 8, requires_grad=True) for _ in range(2)],
+        grid=(4, 4),
+        valid=valid if padded else None,
+    )
+    present = torch.tensor([[True, False, True, True, False]] * 2)
+    targets = InteractionTargets(
+        maps=torch.rand(2, 2, 5, 36).softmax(-1).unflatten(-1, (6, 6)),
+        present=present,
+        features=torch.randn(2, 2, 5, 6),
+    ).select(present)
+    with Watch():
+        losses = distiller(trace, targets, [(32, 32), (24, 32)], (8, 8))
+        sum(losses.values()).backward()
+    assert all(t.grad.abs().sum() > 0 for t in trace.logits)
+
+
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda: CLIPTeacher('tiny-clip', layers='all', class_names=CLASSES),
+        lambda: CLIPTeacher('tiny-eva', mode='qq', class_names=CLASSES),
+        lambda: CoCaTeacher('tiny-coca', class_names=CLASSES),
+    ],
+    ids=['clip', 'eva', 'coca'],
+)
+def test_a_teacher_does_not_wait_once_the_present_texts_are_known(make, tmp_path):
+    import open_clip
+
+    open_clip.add_model_config(write_configs(tmp_path))
+    teacher = make()
+    pairs = (torch.tensor([0, 0, 1]), torch.tensor([0, 2, 1]))
+    images = some_images()
+    with torch.no_grad(), Watch():
+        reading = teacher.read(teacher.encode_images(images), teacher.texts, pairs)
+    assert reading.maps.shape[0] == 3
