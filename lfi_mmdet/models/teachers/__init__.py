@@ -1,5 +1,6 @@
 from .base import FrozenTeacher
 from .blip import BLIPTeacher
+from .cached import CachedTeacher
 from .clip import CLIPTeacher
 from .coca import CoCaTeacher
 from .ensemble import EnsembleTeacher
@@ -10,6 +11,7 @@ from .siglip import SigLIPTeacher
 __all__ = [
     'BLIPTeacher',
     'CLIPTeacher',
+    'CachedTeacher',
     'CoCaTeacher',
     'EnsembleTeacher',
     'FrozenTeacher',
