@@ -138,8 +138,12 @@ def table(qualities: list[LayerQuality], found: Recommendation) -> str:
             return share(estimate, chance=False)
         return f'{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]'
 
+    def pointing(quality: LayerQuality) -> str:
+        one, most = quality.pointing, quality.most
+        return '-' if one is None else f'{one.value:.2f} ({one.chance:.2f}, {most:.2f})'
+
     lines = [
-        ['', 'reading', 'layer', 'pointing (chance)', '2+ classes (chance)']
+        ['', 'reading', 'layer', 'pointing (chance, most)', '2+ classes (chance)']
         + ['specific pointing', 'inside (area)', 'others (area)']
         + ['specificity (chance)', 'presence AUC', 'score AUC']
     ]
@@ -148,7 +152,7 @@ def table(qualities: list[LayerQuality], found: Recommendation) -> str:
         mark = '*' if chosen else ''
         lines.append(
             [mark, quality.reading, quality.layer]
-            + [share(quality.pointing), share(quality.pointing_multi)]
+            + [pointing(quality), share(quality.pointing_multi)]
             + [ranged(quality.specific_pointing)]
             + [share(quality.inside_named), share(quality.inside_others)]
             + [share(quality.specificity)]
@@ -222,8 +226,11 @@ def main(argv: list[str] | None = None) -> int:
     print(table(qualities, found))
     print(
         f'{quality.num_images} images; in brackets behind a value, what a map that '
-        'looks everywhere alike would get; in square ones, 95% intervals over images'
+        'looks everywhere alike would get, and the most\nthat the grid allows, where '
+        'objects are small; in square ones, 95% intervals over images'
     )
+    if chosen.get('texts') == 'captions':
+        print('note: asked about class prompts, not about words of captions')
     print(textwrap.fill(RULE, 88))
     for warning in found.warnings:
         print(f'warning: {warning}')

@@ -79,6 +79,8 @@ class LayerQuality:
         presence_auc: Within an image, how often the log mass of a class that it shows
             is above that of one that it does not show; averaged over images.
         score_auc: The same for the teacher's own scores, which are those of all layers.
+        most: The highest pointing that the grid allows: the share of rows in which
+            objects of the class cover the centre of a cell at all.
     """
 
     reading: str
@@ -91,13 +93,14 @@ class LayerQuality:
     specificity: Estimate | None = None
     presence_auc: Estimate | None = None
     score_auc: Estimate | None = None
+    most: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, ready for JSON."""
         return asdict(self)
 
 
-METRICS = tuple(f.name for f in fields(LayerQuality))[2:]
+METRICS = tuple(f.name for f in fields(LayerQuality) if 'Estimate' in str(f.type))
 
 
 @dataclass
@@ -132,6 +135,7 @@ class TeacherQuality:
         self.reading, self.layer_names = reading, list(layer_names)
         self.num_classes = num_classes
         self.num_images = 0
+        self._reached: list[bool] = []
         self._parts: dict[str, list[_Part]] = defaultdict(list)
 
     def add(self, targets: InteractionTargets, data_samples: SampleList) -> None:
@@ -188,6 +192,7 @@ class TeacherQuality:
                 self._parts[name].append(part)
 
     def _add_maps(self, scores: MapScores, multi: bool) -> None:
+        self._reached += (scores.hit_chance > 0).tolist()
         self._add_rows('pointing', scores.hit, scores.hit_chance)
         self._add_rows('inside_named', scores.inside, scores.area)
         if not multi:
@@ -216,10 +221,12 @@ class TeacherQuality:
             resamples: Of the bootstrap; 0 leaves out the intervals.
         """
         estimates = {name: self._estimates(name, resamples) for name in METRICS}
+        most = sum(self._reached) / len(self._reached) if self._reached else None
         return [
             LayerQuality(
                 self.reading,
                 layer,
+                most=most,
                 **{name: estimates[name][i] for name in METRICS},
             )
             for i, layer in enumerate(self.layer_names)

@@ -194,6 +194,16 @@ def test_means_are_over_rows_and_multi_means_over_images_of_two_classes():
     assert layer.inside_named.value == pytest.approx(2 / 3)
     assert layer.inside_others.value == 1 / 2
     assert layer.presence_auc is layer.score_auc is None
+    assert layer.most == 1
+
+
+def test_objects_between_the_centres_of_cells_limit_pointing():
+    """A thin strip covers no centre; whoever misses it is not to blame."""
+    strip = mask(slice(0, 8), slice(0, 1))
+    samples = [make_sample([strip], [0]), make_sample([LEFT], [0])]
+    maps = peak(0, 0).expand(1, 3, 4, 4)
+    (layer,) = judge([(targets_of(maps), [sample]) for sample in samples])
+    assert layer.most == layer.pointing.value == 0.5
 
 
 def test_the_ranking_is_within_images_and_averaged_over_them():

@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 from mmdet.models.data_preprocessors import DetDataPreprocessor
+from mmdet.registry import TRANSFORMS
 from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmengine.structures import InstanceData
 
 from lfi_mmdet.models.teachers import GroundTruthTeacher
+from lfi_mmdet.models.teachers.corruption import content_points
 from lfi_mmdet.models.teachers.presence import present_texts
 from lfi_mmdet.models.teachers.view import TeacherView
 
@@ -224,6 +227,40 @@ def test_faults_stay_in_their_place_when_the_image_is_cropped(dose):
             compared += 1
             torch.testing.assert_close(crop, quarter / quarter.sum())
     assert compared >= 3
+
+
+@pytest.mark.parametrize(
+    'transforms, keys',
+    [
+        ([dict(type='RandomFlip', prob=1.0)], ('flip', 'flip_direction')),
+        (
+            [dict(type='RandomFlip', prob=1.0, direction='vertical')]
+            + [dict(type='RandomCrop', crop_size=(40, 50))]
+            + [dict(type='Resize', scale=(90, 80), keep_ratio=False)],
+            ('homography_matrix',),
+        ),
+    ],
+)
+def test_places_are_followed_through_the_transforms_of_mmdet(transforms, keys):
+    """Every pixel of this image says where it is."""
+    height, width = 60, 90
+    y, x = np.mgrid[:height, :width] + 0.5
+    image = np.stack((x / width, y / height, 0 * x), -1) * 200
+    results = dict(img=image.astype(np.float32), ori_shape=(height, width), img_id=1)
+    results.update(
+        img_shape=(height, width), gt_bboxes=HorizontalBoxes([[0, 0, 90, 60]])
+    )
+    results['gt_bboxes_labels'] = np.zeros(1, np.int64)
+    results['gt_ignore_flags'] = np.zeros(1, bool)
+    for cfg in [dict(type='Resize', scale=(120, 80), keep_ratio=True), *transforms]:
+        results = TRANSFORMS.build(cfg)(results)
+    shown = results['img']
+    meta = {key: results[key] for key in ('ori_shape', 'scale_factor', *keys)}
+    sample = DetDataSample(metainfo=dict(img_shape=shown.shape[:2], **meta))
+    points = content_points(sample, 8)
+    rows, cols = (((np.arange(8) + 0.5) / 8 * n).astype(int) for n in shown.shape[:2])
+    seen = shown[rows][:, cols, :2] / 200
+    np.testing.assert_allclose(points, seen, atol=0.02)
 
 
 def test_a_confused_class_has_the_masks_of_another_one_of_the_image():
