@@ -1,7 +1,7 @@
 """The main job in minutes: Mask R-CNN with and without LFI on generated scenes.
 
 Runs the tools a user would run, one after the other: make_shapes, train (which ends in
-an evaluation) for the twin and for LFI, analyze_interactions, compare_models. Prints
+an evaluation) for the twin and for LFI, analyze_interactions, benchmark. Prints
 one table and writes it, with the pictures and all logs, to the output folder.
 """
 
@@ -153,8 +153,8 @@ def main(argv: list[str] | None = None) -> int:
         costs = out / 'costs.json'
         run(
             '5/5 count parameters', logs / 'costs.log',
-            'tools/compare_models.py', TWIN, LFI, '--shape', '128', '128',
-            '--repeat', '5', '--out', str(costs),
+            'tools/benchmark.py', TWIN, LFI, '--measure', 'parameters',
+            '--shape', '128', '128', '--out', str(costs),
         )  # fmt: skip
         models = json.loads(costs.read_text())['models']
         rows = {

@@ -40,10 +40,16 @@ class FlopCount:
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
-    """Parameters of the detector, its backbone and the backbone's interaction."""
+    """Parameters of the detector, its backbone and the backbone's interaction.
+
+    ``total`` is what is deployed; a distiller, which only training needs, is counted
+    apart.
+    """
     sizes = {name: p.numel() for name, p in model.named_parameters()}
+    distiller = sum(n for k, n in sizes.items() if k.startswith('distiller.'))
     return dict(
-        total=sum(sizes.values()),
+        total=sum(sizes.values()) - distiller,
+        distiller=distiller,
         backbone=sum(n for k, n in sizes.items() if k.startswith('backbone.')),
         interaction=sum(
             n

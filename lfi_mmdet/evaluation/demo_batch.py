@@ -1,4 +1,4 @@
-"""A random image, and what a detector does with it."""
+"""A random batch, and the same work in the heads of every detector that sees it."""
 
 from __future__ import annotations
 
@@ -6,57 +6,47 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from mmdet.models.detectors import BaseDetector
 from mmdet.testing import demo_mm_inputs
 from torch import nn
 
-from .reading import evaluation_mode
+#: Objects in an image and their classes; COCO's paper counts 7.7 of 3.5
+NUM_BOXES, NUM_LABELS = 7, 3
 
 
-class DemoBatch:
-    """One random image with random ground truth, for measuring costs.
+def demo_data(
+    num_classes: int,
+    shape: tuple[int, int],
+    batch_size: int = 1,
+    num_boxes: int = NUM_BOXES,
+    num_labels: int = NUM_LABELS,
+) -> dict[str, Any]:
+    """Random images with random boxes and masks, as a data loader hands them on.
 
     Args:
-        model: The detector.
-        shape: (height, width) of the image in pixels, before padding.
-        num_boxes: Objects in the image.
+        num_classes: Classes that labels are drawn from.
+        shape: (height, width) of the images in pixels.
+        batch_size: Images.
+        num_boxes: Objects in each image.
+        num_labels: Different classes in each image, if there are as many.
 
-    Attributes:
-        proposals: Boxes that the RPN handed on in the last :meth:`forward`; None for
-            a detector without one.
+    Returns:
+        For a data preprocessor; the same for the same arguments.
     """
-
-    def __init__(
-        self, model: BaseDetector, shape: tuple[int, int], num_boxes: int = 10
-    ) -> None:
-        self.model = model
-        self.proposals: int | None = None
-        # its labels start at 1, as though 0 were the background
-        self.data = demo_mm_inputs(
-            batch_size=1,
-            image_shapes=(3, *shape),
-            num_items=[num_boxes],
-            num_classes=num_classes(model) + 1,
-            with_mask=True,
-        )
-        for sample in self.data['data_samples']:
-            sample.gt_instances.labels -= 1
-            sample.set_metainfo(dict(scale_factor=(1.0, 1.0)))
-        self.inputs = model.data_preprocessor(self.data, training=False)
-
-    def forward(self) -> None:
-        """Run all of the network, without the post-processing of its detections."""
-        with evaluation_mode(self.model), full_proposals(self.model) as seen:
-            self.model(**self.inputs, mode='tensor')
-        self.proposals = seen[-1] if seen else None
-
-    def train_step(self) -> None:
-        """Losses and gradients of one step, without the optimizer's update."""
-        self.model.train()
-        batch = self.model.data_preprocessor(self.data, training=True)
-        loss, _ = self.model.parse_losses(self.model(**batch, mode='loss'))
-        loss.backward()
-        self.model.zero_grad(set_to_none=True)
+    data = demo_mm_inputs(
+        batch_size=batch_size,
+        image_shapes=(3, *shape),
+        num_items=[num_boxes] * batch_size,
+        num_classes=2,
+        with_mask=True,
+    )
+    draw = torch.Generator().manual_seed(0)
+    for sample in data['data_samples']:
+        drawn = torch.randperm(num_classes, generator=draw)[:num_labels]
+        sample.gt_instances.labels = drawn[torch.arange(num_boxes) % len(drawn)]
+        sample.set_metainfo(dict(scale_factor=(1.0, 1.0)))
+    return data
 
 
 def num_classes(model: BaseDetector) -> int:
@@ -75,32 +65,51 @@ def num_classes(model: BaseDetector) -> int:
 
 
 @contextmanager
-def full_proposals(model: BaseDetector) -> Iterator[list[int]]:
+def full_proposals(model: BaseDetector) -> Iterator[None]:
     """Let the RPN hand on as many proposals as it may, whatever its weights.
 
     The work of the RoI heads grows with the number of proposals that survive the
     suppression, so without this an untrained detector would look cheaper or dearer
-    than another by chance. Detectors without an RPN are left alone.
+    than another by chance. Holds in training and testing; detectors without an RPN
+    are left alone.
+    """
+    rpn: Any = getattr(model, 'rpn_head', None)
+    training = (getattr(model, 'train_cfg', None) or {}).get('rpn_proposal')
+    configs = [] if rpn is None else [c for c in (rpn.test_cfg, training) if c]
+    thresholds = [config.nms.iou_threshold for config in configs]
+    try:
+        for config in configs:
+            config.nms.iou_threshold = 1.0
+        yield
+    finally:
+        for config, threshold in zip(configs, thresholds):
+            config.nms.iou_threshold = threshold
+
+
+@contextmanager
+def head_work(model: BaseDetector) -> Iterator[dict[str, int]]:
+    """Count the regions that the RoI heads see.
 
     Yields:
-        The numbers of proposals per image, filled as the RPN runs.
+        ``boxes`` (in training, the sampled ones) and ``masks`` (in training, the
+        positive ones), both summed up as the model runs; empty for a detector without
+        such heads.
     """
-    seen: list[int] = []
-    rpn: Any = getattr(model, 'rpn_head', None)
-    if rpn is None:
-        yield seen
-        return
-    threshold, predict = rpn.test_cfg.nms.iou_threshold, rpn.predict
+    seen: dict[str, int] = {}
+    handles = []
+    roi_head = getattr(model, 'roi_head', None)
+    for name, part in (('boxes', 'bbox_head'), ('masks', 'mask_head')):
+        head = getattr(roi_head, part, None)
+        if head is None:
+            continue
 
-    def counting(*args: Any, **kwargs: Any) -> Any:
-        results = predict(*args, **kwargs)
-        seen.extend(len(result) for result in results)
-        return results
+        def count(module: nn.Module, args: tuple, name: str = name) -> None:
+            seen[name] = seen.get(name, 0) + len(args[0])
 
-    rpn.test_cfg.nms.iou_threshold = 1.0
-    rpn.predict = counting
+        heads = head if isinstance(head, nn.ModuleList) else [head]
+        handles += [inner.register_forward_pre_hook(count) for inner in heads]
     try:
         yield seen
     finally:
-        del rpn.predict
-        rpn.test_cfg.nms.iou_threshold = threshold
+        for handle in handles:
+            handle.remove()

@@ -10,7 +10,12 @@ from mmdet.registry import MODELS
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lfi_mmdet.evaluation import DemoBatch, count_flops, count_parameters
+from lfi_mmdet.evaluation import (
+    count_flops,
+    count_parameters,
+    demo_data,
+    full_proposals,
+)
 
 
 class Attention(nn.Module):
@@ -83,9 +88,22 @@ def test_the_interaction_is_all_that_a_detector_with_queries_has_more(tiny_confi
     for part in ('total', 'backbone'):
         assert ours[part] - plain[part] == ours['interaction']
 
-    batches = [DemoBatch(model, (64, 64)) for model in (with_queries, without)]
-    ours, plain = (count_flops(batch.model, batch.forward) for batch in batches)
+    def flops(model):
+        inputs = model.data_preprocessor(demo_data(3, (64, 64)))
+        with full_proposals(model):
+            return count_flops(model, lambda: model(**inputs, mode='tensor'))
+
+    ours, plain = flops(with_queries), flops(without)
     assert plain.interaction == 0 < ours.interaction < ours.backbone < ours.total
     assert ours.total - plain.total == ours.interaction
     assert ours.backbone - plain.backbone == ours.interaction
     assert 'torchvision::roi_align' in ours.uncounted
+
+
+def test_a_distiller_is_not_deployed(tiny_config):
+    cfg = copy.deepcopy(tiny_config.model)
+    student = MODELS.build(dict(cfg, teacher=None))
+    student.distiller = nn.Linear(3, 4)
+    count = count_parameters(student)
+    assert count['distiller'] == 16
+    assert count['total'] == sum(p.numel() for p in student.parameters()) - 16

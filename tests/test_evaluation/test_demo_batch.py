@@ -7,8 +7,8 @@ import torch
 from mmdet.registry import MODELS
 from torch import nn
 
-from lfi_mmdet.evaluation import DemoBatch
-from lfi_mmdet.evaluation.demo_batch import full_proposals, num_classes
+from lfi_mmdet.evaluation import demo_data, full_proposals, head_work
+from lfi_mmdet.evaluation.demo_batch import num_classes
 
 
 @pytest.fixture
@@ -18,54 +18,67 @@ def student(tiny_config):
     return MODELS.build(cfg)
 
 
+def test_every_image_shows_as_many_objects_and_classes_as_asked_for():
+    data = demo_data(80, (64, 96), batch_size=2)
+    assert [image.shape for image in data['inputs']] == [(3, 64, 96)] * 2
+    seen = []
+    for sample in data['data_samples']:
+        instances = sample.gt_instances
+        assert len(instances) == len(instances.masks) == 7
+        counts = instances.labels.bincount()
+        assert sorted(counts[counts > 0].tolist()) == [2, 2, 3]
+        seen.append(set(instances.labels.tolist()))
+    assert seen[0] != seen[1] and max(seen[0] | seen[1]) < 80
+    again = demo_data(80, (64, 96), batch_size=2)
+    assert all(map(torch.equal, data['inputs'], again['inputs']))
+    assert set(again['data_samples'][1].gt_instances.labels.tolist()) == seen[1]
+
+
+def test_a_dataset_of_one_class_has_objects_of_it():
+    (sample,) = demo_data(1, (64, 64))['data_samples']
+    assert sample.gt_instances.labels.tolist() == [0] * 7
+
+
 def test_the_rpn_hands_on_all_it_may_even_if_its_boxes_coincide(student):
     for parameter in student.rpn_head.rpn_reg.parameters():
         nn.init.zeros_(parameter)
     student.rpn_head.test_cfg.update(max_per_img=60, nms=dict(iou_threshold=0.01))
-    batch = DemoBatch(student, (64, 64))
-    alone = student.rpn_head.predict(
-        student.extract_feat(batch.inputs['inputs']), batch.inputs['data_samples']
-    )
-    batch.forward()
-    assert len(alone[0]) < batch.proposals == 60
+    inputs = student.data_preprocessor(demo_data(3, (64, 64)))
+    with head_work(student) as alone:
+        student(**inputs, mode='tensor')
+    with full_proposals(student), head_work(student) as full:
+        student(**inputs, mode='tensor')
+    assert alone['boxes'] < full['boxes'] == 60
+
+
+def test_in_training_as_many_regions_are_sampled_as_the_config_says(student):
+    proposals = student.train_cfg.rpn_proposal
+    proposals.update(max_per_img=60, nms=dict(type='nms', iou_threshold=0.01))
+    student.roi_head.bbox_sampler.num = 50
+    data = demo_data(3, (64, 64), batch_size=2)
+    batch = student.data_preprocessor(data, training=True)
+    with head_work(student) as alone:
+        student(**batch, mode='loss')
+    with full_proposals(student), head_work(student) as full:
+        student(**batch, mode='loss')
+    assert alone['boxes'] < full['boxes'] == 2 * 50
+    assert 0 < full['masks'] <= full['boxes']
+    assert not student.roi_head.bbox_head._forward_pre_hooks
 
 
 def test_the_rpn_is_itself_again_afterwards(student):
-    rpn = student.rpn_head
-    threshold = rpn.test_cfg.nms.iou_threshold
+    configs = student.rpn_head.test_cfg, student.train_cfg.rpn_proposal
+    before = [config.nms.iou_threshold for config in configs]
     with pytest.raises(KeyError), full_proposals(student):
-        assert rpn.test_cfg.nms.iou_threshold == 1
+        assert [config.nms.iou_threshold for config in configs] == [1, 1]
         raise KeyError
-    assert rpn.test_cfg.nms.iou_threshold == threshold
-    assert 'predict' not in vars(rpn)
+    assert [config.nms.iou_threshold for config in configs] == before != [1, 1]
 
 
 def test_a_detector_without_an_rpn_is_left_alone():
-    with full_proposals(nn.Linear(1, 1)) as seen:
+    with full_proposals(nn.Linear(1, 1)), head_work(nn.Linear(1, 1)) as seen:
         pass
-    assert seen == []
-
-
-def test_labels_cover_the_classes_and_no_more(student):
-    batch = DemoBatch(student, (64, 64), num_boxes=200)
-    labels = batch.data['data_samples'][0].gt_instances.labels
-    assert labels.unique().tolist() == [0, 1, 2]
-
-
-def test_the_forward_pass_keeps_the_mode_and_a_train_step_leaves_no_gradients(student):
-    batch = DemoBatch(student, (64, 80), num_boxes=3)
-    student.train()
-    batch.forward()
-    assert student.training
-    reached = []
-    weight = student.backbone.patch_embed.proj.weight
-    weight.register_post_accumulate_grad_hook(lambda p: reached.append(p.grad.norm()))
-    before = weight.clone()
-    batch.train_step()
-    batch.train_step()
-    assert len(reached) == 2 and all(norm > 0 for norm in reached)
-    assert torch.equal(weight, before)
-    assert all(p.grad is None for p in student.parameters())
+    assert seen == {}
 
 
 def test_a_model_that_does_not_tell_its_classes_is_refused():

@@ -1,12 +1,12 @@
-"""Models take turns, warm-up runs do not count, and memory is each model's own."""
+"""Models take turns, warm-up runs do not count, and ratios are those of each turn."""
 
+import gc
 import time
 
 import pytest
 import torch
-from torch import nn
 
-from lfi_mmdet.evaluation import Timing, time_in_turns
+from lfi_mmdet.evaluation import Spread, time_in_turns
 
 
 def test_models_take_turns_and_the_warm_up_is_not_counted(monkeypatch):
@@ -20,34 +20,66 @@ def test_models_take_turns_and_the_warm_up_is_not_counted(monkeypatch):
             for _ in range(ticks):
                 next(clock)
 
-        return nn.Linear(1, 1), work
+        return work
 
     a, b = time_in_turns([run('a', 4), run('b', 1)], repeat=3, warmup=2)
     assert seen == ['a', 'b'] * 5
-    assert (a.times, b.times) == ([5.0] * 3, [2.0] * 3)
-    assert a.peak_memory is None
+    assert (a.values, b.values) == ([5.0] * 3, [2.0] * 3)
 
 
-def test_median_and_interquartile_range():
-    timing = Timing([5.0, 1.0, 2.0, 4.0, 3.0], None)
-    assert (timing.median, timing.spread) == (3.0, 2.0)
-    assert Timing([7.0], None).spread == 0
-    assert timing.to_dict()['median_s'] == 3.0
+def test_in_a_turn_all_start_from_the_same_random_state():
+    drawn = {'a': [], 'b': []}
+    runs = [lambda name=name: drawn[name].append(torch.rand(1).item()) for name in 'ab']
+    time_in_turns(runs, repeat=2, warmup=1, seed=3)
+    assert drawn['a'] == drawn['b'] and len(set(drawn['a'])) == 3
+    torch.manual_seed(4)
+    assert drawn['a'][1] == torch.rand(1).item()
+
+
+def test_garbage_is_collected_before_the_clock_starts(monkeypatch):
+    alive = set()
+
+    class Ring:
+        def __init__(self):
+            self.me = self
+            alive.add(id(self))
+
+        def __del__(self):
+            alive.discard(id(self))
+
+    found = []
+
+    def run():
+        found.append((len(alive), gc.isenabled()))
+        Ring()
+
+    time_in_turns([run, run], repeat=2, warmup=0)
+    assert found == [(0, False)] * 4
+    assert gc.isenabled() and gc.get_freeze_count() == 0
+    with pytest.raises(KeyError):
+        time_in_turns([lambda: {}[0]], repeat=1)
+    assert gc.isenabled() and gc.get_freeze_count() == 0
+
+
+def test_median_and_quartiles():
+    spread = Spread([5.0, 1.0, 2.0, 4.0, 3.0])
+    assert (spread.median, spread.quartiles) == (3.0, (2.0, 4.0))
+    assert Spread([7.0]).quartiles == (7.0, 7.0)
+    assert spread.to_dict() == dict(
+        median=3.0, low=2.0, high=4.0, values=[5.0, 1.0, 2.0, 4.0, 3.0]
+    )
+
+
+def test_a_ratio_compares_what_ran_in_the_same_turn():
+    # a machine that gets slower and slower: the medians alone would say 1.5
+    twin, lfi = Spread([1.0, 2.0, 4.0]), Spread([1.1, 3.0, 4.4])
+    ratio = lfi.over(twin)
+    assert ratio.values == pytest.approx([1.1, 1.5, 1.1])
+    assert ratio.median == pytest.approx(1.1)
+    with pytest.raises(ValueError, match='3 turns cannot be paired with 1'):
+        twin.over(Spread([1.0]))
 
 
 def test_nothing_to_time_is_refused():
     with pytest.raises(ValueError, match='repeat=0'):
         time_in_turns([], repeat=0)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
-def test_peak_memory_is_the_weights_of_one_model_and_what_it_allocates():
-    small, large = (nn.Linear(n, n, bias=False).cuda() for n in (512, 2048))
-    runs = [
-        (model, lambda: torch.empty(2**20, device='cuda').sum().item())
-        for model in (small, large)
-    ]
-    a, b = time_in_turns(runs, repeat=2, warmup=1)
-    assert b.peak_memory - a.peak_memory == 4 * (2048**2 - 512**2)
-    assert a.peak_memory >= 4 * 512**2 + 4 * 2**20

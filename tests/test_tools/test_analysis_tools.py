@@ -1,4 +1,4 @@
-"""The two analysis tools, from command line to report."""
+"""analyze_interactions, from command line to report."""
 
 import importlib.util
 import json
@@ -26,7 +26,7 @@ def load_tool(name: str):
     return module
 
 
-analyze, compare = map(load_tool, ('analyze_interactions', 'compare_models'))
+analyze = load_tool('analyze_interactions')
 
 
 @pytest.fixture(scope='module')
@@ -154,57 +154,3 @@ def test_a_checkpoint_of_another_model_is_refused(root, tmp_path):
             + ['--out-dir', str(tmp_path / 'out')]
         )
     assert not (tmp_path / 'out').exists()
-
-
-def test_costs_of_two_models_stand_side_by_side(root, tmp_path, capsys):
-    configs = [str(root / 'plain.py'), str(root / 'lfi.py')]
-    out = tmp_path / 'costs.json'
-    assert (
-        compare.main(
-            [*configs, '--shape', '64', '64', '--repeat', '2', '--warmup', '0']
-            + ['--train-step', '--device', 'cpu', '--out', str(out)]
-        )
-        == 0
-    )
-    report = json.loads(out.read_text())
-    plain, lfi = report['models']
-    cfg = Config.fromfile(root / 'lfi.py').model
-    cfg.teacher = None
-    expected = sum(p.numel() for p in MODELS.build(cfg).parameters())
-    assert lfi['parameters']['total'] == expected
-    more = lfi['parameters']['interaction']
-    assert more == expected - plain['parameters']['total'] > 0
-    assert (
-        lfi['flops']['total'] - plain['flops']['total'] == lfi['flops']['interaction']
-    )
-    assert plain['proposals'] == lfi['proposals'] == 10
-    for model in report['models']:
-        assert len(model['inference']['times_s']) == 2
-        assert len(model['train_step']['times_s']) == 2
-    shown = capsys.readouterr().out
-    assert f'{100 * more / plain["parameters"]["total"]:+.2f}%' in shown
-    assert 'lfi vs. plain' in shown and 'train step' in shown
-    assert 'torchvision::roi_align' in shown
-
-
-def test_one_model_alone_has_costs_but_no_difference(root, capsys):
-    compare.main(
-        [
-            str(root / 'plain.py'),
-            '--shape',
-            '64',
-            '64',
-            '--repeat',
-            '1',
-            '--warmup',
-            '0',
-        ]
-    )
-    shown = capsys.readouterr().out
-    assert 'GFLOPs' in shown and '%' not in shown and 'train step' not in shown
-
-
-def test_no_runs_are_refused_before_anything_is_built(capsys):
-    with pytest.raises(SystemExit):
-        compare.main(['nowhere.py', '--repeat', '0'])
-    assert '--repeat 0 is less than 1' in capsys.readouterr().err
