@@ -16,6 +16,7 @@ from terminaltables import AsciiTable
 from tqdm import tqdm
 
 import lfi_mmdet  # noqa: F401  before mmdet: it may have to provide mmcv's ops
+from lfi_mmdet.datasets.target_store.teacher_config import inner_teacher
 from lfi_mmdet.engine.command_line import ConfigOptions, read_config
 from lfi_mmdet.engine.plain_errors import plain_errors
 from lfi_mmdet.evaluation import interaction_dataloader, run_info, write_json
@@ -105,23 +106,29 @@ def build_parser() -> argparse.ArgumentParser:
 
 def choose_teacher(
     cfg: Config, member: int | None, parser: argparse.ArgumentParser
-) -> dict:
-    """Config of the teacher to check; ends the program if there is none."""
+) -> tuple[dict, str]:
+    """Config of the teacher to check, and where its arguments stand.
+
+    Of stored targets it is the teacher they are of. Ends the program if there is none.
+    """
     teacher = cfg.model.get('teacher')
     if not teacher:
         parser.error(
             f'{cfg.filename}: model.teacher is None, so there is nothing to check; '
             'choose a config with a teacher'
         )
+    cached = 'CachedTeacher' in str(teacher.get('type'))
+    place = f'model = dict(teacher={"dict(teacher=" * cached}dict({{}}){")" * cached})'
+    teacher = inner_teacher(teacher)
     if member is None:
-        return teacher
+        return teacher, place
     teachers = teacher.get('teachers', [])
     if not 0 <= member < len(teachers):
         parser.error(
             f'--member {member}: model.teacher has {len(teachers)} teachers'
             + (f', 0 to {len(teachers) - 1}' if teachers else '; leave out --member')
         )
-    return teachers[member]
+    return teachers[member], f'model.teacher.teachers[{member}]: dict({{}})'
 
 
 def table(qualities: list[LayerQuality], found: Recommendation) -> str:
@@ -180,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     cfg = read_config(args.config, args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
-    chosen = choose_teacher(cfg, args.member, parser)
+    chosen, place = choose_teacher(cfg, args.member, parser)
     cls = teacher_class(chosen)
     trials = {
         reading: trial_config(chosen, reading, args.layers, args.heads)
@@ -236,9 +243,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f'warning: {warning}')
     if found.reading is not None:
         print(f'\nbest: {found.reading}, layer {found.best}; to distil it:\n')
-        place = 'model = dict(teacher=dict({}))'
-        if args.member is not None:
-            place = f'model.teacher.teachers[{args.member}]: dict({{}})'
         print(config_lines(found, accepted_arguments(cls), place) + '\n')
     print(f'written to {out / "teacher.json"}')
     if pictures.pictures:

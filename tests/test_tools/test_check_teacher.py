@@ -168,6 +168,21 @@ def test_one_of_several_teachers_can_be_checked(root, tmp_path, capsys):
     assert '--member 2: model.teacher has 2 teachers, 0 to 1' in capsys.readouterr().err
 
 
+def test_of_stored_targets_the_teacher_is_checked_and_no_store_is_needed(
+    root, tmp_path, capsys
+):
+    config = write_config(
+        root,
+        'cached.py',
+        "dict(_delete_=True, type='CachedTeacher', store='nowhere', "
+        "teacher=dict(type='TwoFaced'))",
+    )
+    run(config, '--out-dir', tmp_path, '--readings', 'right', '--images', 12)
+    shown = capsys.readouterr().out
+    line = "model = dict(teacher=dict(teacher=dict(reading='right', layers=[7])))"
+    assert line in shown
+
+
 def test_a_config_without_a_teacher_is_refused(root, capsys):
     with pytest.raises(SystemExit):
         run(write_config(root, 'plain.py', None))
