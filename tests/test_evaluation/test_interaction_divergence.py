@@ -164,7 +164,7 @@ def test_every_module_is_in_its_mode_again_also_after_an_error(detector, tiny_co
     attributes = dict(vars(detector.backbone))
     batch = first_batch(tiny_config)
     reading = read_interactions(detector, batch)
-    with pytest.raises(RuntimeError, match='batch size'):
+    with pytest.raises(ValueError, match='targets of 3 images'):
         detector.teacher = FixedTeacher(torch.zeros(3, 2, 3, 4, 4))
         read_interactions(detector, batch)
     assert modes == [False, False]

@@ -157,9 +157,14 @@ class InteractionDistiller(BaseModule):
             The pairs, with P rows per image, and which rows are present, (B, P).
 
         Raises:
-            ValueError: If texts and queries differ in number.
+            ValueError: If images, or texts and queries, differ in number.
         """
         queries, present = targets.texts, targets.present
+        if len(targets.maps) != len(trace.queries[0]):
+            raise ValueError(
+                f'the teacher gave targets of {len(targets.maps)} images for a batch of '
+                f'{len(trace.queries[0])}'
+            )
         if queries is None and self.assignment is None:
             self._check_rows(targets, trace)
         h, w = trace.grid
