@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +20,7 @@ from torch import nn
 
 from .checkpoint_size import part_of
 from .demo_batch import demo_data, num_classes
-from .replay import ReplayTeacher
+from .demo_store import attach_targets, write_demo_store
 from .train_step import TrainStep, common_steps
 from .variants import Variant
 
@@ -66,22 +68,36 @@ class Subject:
     ) -> None:
         self.variant, self.setting = variant, setting
         self.cfg = variant.read_config(setting.options, setting.pretrained)
-        self.model = build_detector(self.cfg, setting)
-        if twin is not None:
+        if twin is None:
+            self.model = build_detector(self.cfg, setting)
+            self.names = class_names(num_classes(self.model))
+            data = demo_data(len(self.names), setting.shape, setting.batch_size)
+            self.data = data
+        else:
+            self.names, self.data = twin.names, twin.data
+            if variant.targets == 'cached':
+                self.model = self._build_with_store()
+            else:
+                self.model = build_detector(self.cfg, setting)
             take_over(self.model, twin.model, variant.name)
-        count = num_classes(self.model)
-        self.data = demo_data(count, setting.shape, setting.batch_size)
-        self.inputs = self.model.data_preprocessor(demo_data(count, setting.shape))
-        if getattr(self.model, 'teacher', None) is not None:
-            if self.model.teacher.class_names is None:
-                self.model.set_class_names(class_names(count))
-        if variant.targets == 'cached':
-            preprocessor = self.model.data_preprocessor
-            batch = preprocessor(self.data, training=True)
-            self.model.teacher = ReplayTeacher(self.model.teacher, batch, preprocessor)
+        image = demo_data(len(self.names), setting.shape)
+        self.inputs = self.model.data_preprocessor(image)
+        teacher = getattr(self.model, 'teacher', None)
+        if teacher is not None and teacher.class_names is None:
+            self.model.set_class_names(self.names)
         if variant.compile is not None:
             compile_parts(self.model, variant.compile)
         self._step: TrainStep | None = None
+
+    def _build_with_store(self) -> BaseDetector:
+        """Build the detector with stored targets, and give them to the samples."""
+        cfg, self.data = copy.deepcopy(self.cfg), copy.deepcopy(self.data)
+        with tempfile.TemporaryDirectory() as store:
+            write_demo_store(cfg, self.data, self.names, store, self.setting.device)
+            cfg.model.teacher = dict(type='CachedTeacher', store=store)
+            model = build_detector(cfg, self.setting)
+            attach_targets(self.data, store, model.teacher)
+        return model
 
     def describe(self) -> dict[str, Any]:
         """What it is, as plain values."""

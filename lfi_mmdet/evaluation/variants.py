@@ -8,6 +8,7 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 
+from lfi_mmdet.datasets.target_store import inner_teacher
 from lfi_mmdet.engine.command_line import read_config
 from lfi_mmdet.engine.inference import without_teacher
 from lfi_mmdet.engine.preflight import InputError
@@ -36,7 +37,8 @@ class Variant:
         config: File of the config.
         targets: ``'none'``: the student alone, without teacher and distiller;
             ``'online'``: the config's teacher runs in every step; ``'cached'``: a
-            store holds what that teacher would say.
+            store holds what it would say. A ``CachedTeacher`` in the config stands
+            for the teacher that it names, in either case.
         measures: What is measured, of ``MEASURES``.
         compile: Module of the detector that ``torch.compile`` is applied to, each
             child of its own if it is a list; None for none.
@@ -138,7 +140,8 @@ class Variant:
         if teacher is not None:
             if not pretrained:
                 forget_weights(teacher, ('pretrained',))
-            cfg.model.teacher = teacher
+            # what is cached is asked itself, or written into a store of its own
+            cfg.model.teacher = inner_teacher(teacher)
         return cfg
 
 
