@@ -1,7 +1,7 @@
 """Write measured numbers into README.md, from the JSON of the runs.
 
 The text between ``<!-- NAME:start -->`` and ``<!-- NAME:end -->`` is replaced by what
-``docs/results/NAME.json`` says; ``--check`` only compares.
+a file in ``docs/results`` says; ``--check`` only compares.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -57,32 +58,167 @@ def demo(result: dict) -> str:
     )
 
 
-def costs(result: dict) -> str:
-    """Parameters, FLOPs and inference time of a twin and its LFI model."""
-    twin, lfi = result['models']
-    rows = [
-        ('parameters', ('parameters', 'total'), 1e6, 'M'),
-        ('GFLOPs', ('flops', 'total'), 1e9, ''),
-        ('inference, median', ('inference', 'median_s'), 1e-3, 'ms'),
+#: A cell of the table of costs, and whether the bar is met; None where there is none
+Cell = tuple[str, bool | None]
+
+
+def added_parameters(models: dict, name: str, key: str, most: float) -> Cell:
+    """Parameters that a variant has more than its twin, as a share of the twin's."""
+    mine, twin = models[name]['parameters'], models['twin']['parameters']
+    more = mine[key] - twin['total']
+    share = more / twin['total']
+    text = f'{share:+.1%} ({more / 1e6:.2f} M on {twin["total"] / 1e6:.1f} M)'
+    return text if more else 'none', share <= most
+
+
+def ratio(
+    models: dict, name: str, measure: str, most: float | None, noise: bool = False
+) -> Cell:
+    """Median and quartiles of the ratio to the twin in the same turn.
+
+    Within noise of ``most`` is what has it between its quartiles, or above them.
+    """
+    mine, twin = models[name][measure], models['twin'][measure]
+    pair = mine['ratio']
+    text = f'{pair["median"]:.3f}x ({pair["low"]:.3f}-{pair["high"]:.3f})'
+    for kind, unit, title in (('seconds', 1e-3, 'ms'), ('bytes', 2**20, 'MiB')):
+        if kind in mine:
+            ours, theirs = (side[kind]['median'] / unit for side in (mine, twin))
+            text += f'; {ours:.0f} {title}, twin {theirs:.0f} {title}'
+    if most is None:
+        return text, None
+    return text, pair['low' if noise else 'median'] <= most
+
+
+def more_flops(models: dict, name: str) -> Cell:
+    """Arithmetic of inference."""
+    mine, twin = (models[key]['flops']['total'] for key in (name, 'twin'))
+    text = f'{mine / twin - 1:+.1%}; {mine / 1e9:.1f} GFLOPs, twin {twin / 1e9:.1f}'
+    return text, None
+
+
+def share_of_loader(models: dict, name: str, below: float) -> Cell:
+    """Share of a transform in a worker's time per image."""
+    loader = models[name]['loader']
+    spread, seconds = loader['shares'], loader['seconds']['median']
+    text = (
+        f'{loader["share"]:.1%} ({spread["low"]:.1%}-{spread["high"]:.1%}) of '
+        f'{1e3 * seconds:.0f} ms, {loader["images"]} images'
+    )
+    return text, loader['share'] < below
+
+
+def teacher_in_checkpoint(models: dict, names: tuple[str, ...]) -> Cell:
+    """Bytes of checkpoints that belong to no part of the student."""
+    found = {name: models[name]['checkpoint']['teacher'] for name in names}
+    most = max(found.values())
+    return f'{most} bytes ({", ".join(found)})', most == 0
+
+
+def cost_rows(models: dict) -> list[tuple[str, str, Callable[[], Cell]]]:
+    """What is measured, its bar, and how it is read off the models of a result."""
+
+    def step(name: str, most: float) -> Callable[[], Cell]:
+        def read() -> Cell:
+            text, met = ratio(models, name, 'train_step', most)
+            teacher = models[name]['teacher']
+            return f'{text}; {teacher["type"]} {teacher.get("model", "")}'.strip(), met
+
+        return read
+
+    feedback, apart = 'feedback', 'no-feedback'
+    teachers = tuple(n for n in models if n != 'twin' and 'checkpoint' in models[n])
+    return [
+        (
+            'parameters added at inference, with feedback',
+            'at most 3%',
+            lambda: added_parameters(models, feedback, 'total', 0.03),
+        ),
+        (
+            'the same without feedback, exported',
+            '0',
+            lambda: added_parameters(models, apart, 'exported', 0),
+        ),
+        (
+            'inference latency, with feedback',
+            'at most 1.04x',
+            lambda: ratio(models, feedback, 'inference', 1.04),
+        ),
+        (
+            'the same without feedback',
+            '1.00x within noise',
+            lambda: ratio(models, apart, 'inference', 1.0, noise=True),
+        ),
+        (
+            'arithmetic of inference, with feedback',
+            '',
+            lambda: more_flops(models, feedback),
+        ),
+        (
+            'inference memory, with feedback',
+            '',
+            lambda: ratio(models, feedback, 'inference_memory', None),
+        ),
+        ('training step, cached targets', 'at most 1.12x', step('cached', 1.12)),
+        (
+            'training memory, cached targets',
+            'at most 1.10x',
+            lambda: ratio(models, 'cached', 'train_memory', 1.1),
+        ),
+        ('training step, online CLIP ViT-B/16', 'at most 1.15x', step('clip', 1.15)),
+        (
+            'training step, online CoCa ViT-L/14, texts present only',
+            'at most 1.5x',
+            step('coca', 1.5),
+        ),
+        (
+            "reading and warping cached targets, of a loader worker's time",
+            'under 5%',
+            lambda: share_of_loader(models, 'cached', 0.05),
+        ),
+        (
+            'teacher in a saved checkpoint',
+            '0 bytes',
+            lambda: teacher_in_checkpoint(models, teachers),
+        ),
     ]
-    lines = ['| | twin | LFI | difference |', '|---|---|---|---|']
-    for title, (group, key), unit, name in rows:
-        a, b = twin[group][key], lfi[group][key]
-        cells = [
-            f'{side[group][key] / unit:.1f} {name}'.strip()
-            + (
-                f' (IQR {side[group]["spread_s"] / unit:.0f})'
-                if 'spread_s' in side[group]
-                else ''
-            )
-            for side in (twin, lfi)
-        ]
-        lines.append(f'| {title} | {" | ".join(cells)} | {100 * (b / a - 1):+.1f}% |')
-    command = 'python tools/' + ' '.join(result['command'])
-    return '\n'.join([*lines, '', f'`{command}`, {machine(result)}.'])
 
 
-BLOCKS: dict[str, Callable[[dict], str]] = dict(demo=demo, costs=costs)
+def costs(result: dict) -> str:
+    """What LFI costs, against its twin; variants are known by their names."""
+    models = {model['name']: model for model in result['models']}
+    lines = [
+        '| what | bar | measured (median, quartiles) | met? |',
+        '|---|---|---|---|',
+    ]
+    for title, bar, read in cost_rows(models):
+        try:
+            text, met = read()
+        except (KeyError, ValueError, TypeError):
+            text, met = 'not measured', None
+        verdict = {True: 'yes', False: '**no**', None: '-'}[met]
+        lines.append(f'| {title} | {bar or "-"} | {text} | {verdict} |')
+    height, width = result['shape']
+    command = 'python tools/' + shlex.join(result['command'])
+    setting = (
+        f'Images of {height}x{width} pixels; inference with batch 1, without '
+        f'post-processing; training with batch {result["batch_size"]}, '
+        f'{result["objects_per_image"]} objects of {result["classes_per_image"]} '
+        f'classes in an image; {result["repeat"]} turns.'
+    )
+    return '\n'.join(
+        [*lines, '', ' '.join([setting, *result['remarks']])]
+        + [f'`{command}`, {machine(result)}.']
+    )
+
+
+#: Name of a block, the file it is made of, and how
+BLOCKS: dict[str, tuple[str, Callable[[dict], str]]] = dict(
+    demo=('demo.json', demo), costs=('benchmark.json', costs)
+)
+
+#: The tools that measure
+HOW = dict(demo='tools/demo.py', costs='tools/benchmark.py')
 
 
 def fill(text: str, folder: Path) -> str:
@@ -94,9 +230,13 @@ def fill(text: str, folder: Path) -> str:
 
     Raises:
         ValueError: If a block has no marks.
+        FileNotFoundError: If nothing was measured yet.
     """
-    for name, write in BLOCKS.items():
-        content = write(json.loads((folder / f'{name}.json').read_text()))
+    for name, (source, write) in BLOCKS.items():
+        path = folder / source
+        if not path.is_file():
+            raise FileNotFoundError(f'{path}: measure first, see {HOW[name]} --help')
+        content = write(json.loads(path.read_text()))
         start, end = f'<!-- {name}:start -->', f'<!-- {name}:end -->'
         pattern = re.compile(re.escape(start) + '.*?' + re.escape(end), re.DOTALL)
         if not pattern.search(text):

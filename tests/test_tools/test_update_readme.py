@@ -23,27 +23,137 @@ def results(tmp_path):
         divergence=dict(start=2.0, trained=0.5, uniform=2.1,
                         all_layers=[dict(block=5, start=2.0, trained=0.5)]),
     )  # fmt: skip
-    model = dict(parameters=dict(total=1e6), flops=dict(total=2e9),
-                 inference=dict(median_s=0.1, spread_s=0.02))  # fmt: skip
-    lfi = dict(model, parameters=dict(total=1.02e6))
-    costs = dict(FACTS, models=[model, lfi], command=['compare_models.py', 'x'])
     (tmp_path / 'demo.json').write_text(json.dumps(demo))
-    (tmp_path / 'costs.json').write_text(json.dumps(costs))
+    write_benchmark(tmp_path, [twin(), *variants()])
     return tmp_path
+
+
+def spread(median, width=0.0):
+    return dict(median=median, low=median - width, high=median + width)
+
+
+def timed(kind, median, ratio=None, width=0.01):
+    found = {kind: spread(median)}
+    return found | (dict(ratio=spread(ratio, width)) if ratio else {})
+
+
+def twin():
+    return dict(
+        name='twin', parameters=dict(total=1e6, exported=1e6), flops=dict(total=2e9),
+        inference=timed('seconds', 0.1), inference_memory=timed('bytes', 2**30),
+        train_step=timed('seconds', 1.0), train_memory=timed('bytes', 2**31),
+        checkpoint=dict(teacher=0),
+    )  # fmt: skip
+
+
+def variants():
+    loader = dict(share=0.02, shares=spread(0.03, 0.01), images=50,
+                  seconds=spread(0.2))  # fmt: skip
+    return [
+        dict(name='feedback', parameters=dict(total=1.02e6, exported=1.02e6),
+             flops=dict(total=2.1e9), inference=timed('seconds', 0.105, 1.05),
+             inference_memory=timed('bytes', 2**30, 1.001)),
+        dict(name='no-feedback', parameters=dict(total=1.02e6, exported=1e6),
+             inference=timed('seconds', 0.101, 1.005)),
+        dict(name='cached', train_step=timed('seconds', 1.1, 1.1204), loader=loader,
+             train_memory=timed('bytes', 2**31, 1.1), checkpoint=dict(teacher=0),
+             teacher=dict(type='CoCaTeacher', model='coca')),
+        dict(name='clip', train_step=timed('seconds', 1.1, 1.1, 0.2),
+             checkpoint=dict(teacher=0),
+             teacher=dict(type='CLIPTeacher', model='ViT-B-16')),
+    ]  # fmt: skip
+
+
+def write_benchmark(folder, models, **changes):
+    content = dict(
+        FACTS, models=models, command=['benchmark.py', 'x', '--variant', 'a b'],
+        shape=[64, 96], batch_size=2, objects_per_image=7, classes_per_image=3,
+        repeat=5, remarks=[], **changes,
+    )  # fmt: skip
+    (folder / 'benchmark.json').write_text(json.dumps(content))
 
 
 def test_blocks_are_replaced_and_the_rest_is_kept(results):
     text = update_readme.fill(TEXT, results)
     assert text.startswith('a\n<!-- demo:start -->\n') and '\nb\n' in text
     assert '| twin | 12.3 | 10.0 | 20.0 | 19.0 | 0.50 | 1.50 M |' in text
-    assert '5: 2.00 -> 0.50' in text and '| 100.0 ms (IQR 20) |' in text
-    assert '+2.0%' in text and 'old' not in text
+    assert '5: 2.00 -> 0.50' in text and 'old' not in text
+    assert '64x96 pixels' in text and '7 objects of 3 classes' in text
+    # as a shell takes it
+    assert "`python tools/benchmark.py x --variant 'a b'`, CPU, 2 threads" in text
     assert update_readme.fill(text, results) == text
+
+
+def cells(results, title):
+    text = update_readme.fill(TEXT, results)
+    (line,) = [line for line in text.splitlines() if line.startswith(f'| {title}')]
+    return [cell.strip() for cell in line.strip('|').split('|')][1:]
+
+
+def test_each_cost_stands_beside_its_bar(results):
+    assert cells(results, 'parameters added') == [
+        'at most 3%', '+2.0% (0.02 M on 1.0 M)', 'yes'
+    ]  # fmt: skip
+    assert cells(results, 'the same without feedback, exp') == ['0', 'none', 'yes']
+    assert cells(results, 'inference latency') == [
+        'at most 1.04x', '1.050x (1.040-1.060); 105 ms, twin 100 ms', '**no**'
+    ]  # fmt: skip
+    assert cells(results, 'inference memory')[1:] == [
+        '1.001x (0.991-1.011); 1024 MiB, twin 1024 MiB', '-'
+    ]  # fmt: skip
+    assert cells(results, 'arithmetic')[1] == '+5.0%; 2.1 GFLOPs, twin 2.0'
+    assert cells(results, 'training memory')[2] == 'yes'
+    assert cells(results, 'training step, online CLIP')[1:] == [
+        '1.100x (0.900-1.300); 1100 ms, twin 1000 ms; CLIPTeacher ViT-B-16', 'yes'
+    ]  # fmt: skip
+    assert cells(results, 'reading and')[1:] == [
+        '2.0% (2.0%-4.0%) of 200 ms, 50 images', 'yes'
+    ]  # fmt: skip
+    assert cells(results, 'teacher in')[1:] == ['0 bytes (cached, clip)', 'yes']
+
+
+def test_rounding_does_not_meet_a_bar(results):
+    shown, verdict = cells(results, 'training step, cached')[1:]
+    assert shown.startswith('1.120x (') and verdict == '**no**'
+
+
+def test_noise_is_what_reaches_the_bar_with_its_quartiles(results):
+    assert cells(results, 'the same without feedback |')[2] == 'yes'
+    models = [twin(), *variants()]
+    models[2]['inference'] = timed('seconds', 0.101, 1.005, width=0.004)
+    write_benchmark(results, models)
+    assert cells(results, 'the same without feedback |')[2] == '**no**'
+
+
+def test_what_was_not_measured_is_not_claimed(results):
+    assert cells(results, 'training step, online CoCa') == [
+        'at most 1.5x', 'not measured', '-'
+    ]  # fmt: skip
+    models = [twin(), *variants()]
+    models[3]['loader'].update(share=None, shares=None)
+    write_benchmark(results, models)
+    assert cells(results, 'reading and')[1:] == ['not measured', '-']
+
+
+def test_a_teacher_in_a_checkpoint_is_told(results):
+    models = [twin(), *variants()]
+    models[4]['checkpoint'] = dict(teacher=12)
+    write_benchmark(results, models)
+    assert cells(results, 'teacher in')[1:] == [
+        '12 bytes (cached, clip)',
+        '**no**',
+    ]
 
 
 def test_a_missing_block_is_named(results):
     with pytest.raises(ValueError, match='demo:start'):
         update_readme.fill('nothing here', results)
+
+
+def test_a_missing_measurement_is_named(results):
+    (results / 'benchmark.json').unlink()
+    with pytest.raises(FileNotFoundError, match='measure first, see tools/benchmark'):
+        update_readme.fill(TEXT, results)
 
 
 def test_the_readme_says_what_the_results_say():
