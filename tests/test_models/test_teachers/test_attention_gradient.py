@@ -234,12 +234,32 @@ def test_maps_are_float32_in_low_precision_and_under_autocast(chain):
     torch.testing.assert_close(out, expected, atol=0.1, rtol=0.1)
 
 
-def test_modules_that_are_not_asked_for_stay_as_they_are(chain):
+@pytest.mark.parametrize('index', [0, 1])
+def test_modules_that_are_not_asked_for_stay_as_they_are(chain, index):
     x = torch.randn(2, 5, 16)
-    with explicit_attention(chain.attns[1:]) as (record,):
+    with explicit_attention(chain.attns[index : index + 1]) as (record,):
         out = chain(x)
+        weights = out.softmax(-1)
     torch.testing.assert_close(out, chain(x))
+    torch.testing.assert_close(weights, chain(x).softmax(-1))
     assert record.probs.is_leaf
+
+
+class Bare(nn.Module):
+    """Attention that takes its input as it is."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(x, x, x)
+
+
+def test_inputs_that_autograd_could_not_keep_are_copied():
+    bare = Bare()
+    with torch.inference_mode():
+        x = torch.randn(2, 4, 5, 8)
+        with explicit_attention([bare]) as (record,):
+            (grad,) = torch.autograd.grad(bare(x).sum(), [record.probs])
+    expected = x.sum(-1)[:, :, None].expand(-1, -1, 5, -1)
+    torch.testing.assert_close(grad, expected)
 
 
 def test_hooks_are_gone_after_the_body_and_after_an_error_in_it(chain):
