@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -37,8 +38,10 @@ def load_open_clip(
         model: Name of an open_clip model, or ``'local-dir:<folder>'`` or
             ``'hf-hub:<repository>'``, which hold weights of their own.
         pretrained: Tag of released weights, path of a local file, or None for random
-            weights, the same in every process. A file with OpenAI's weights needs
-            the ``-quickgelu`` variant of the model; for a tag the activation is set.
+            weights, the same in every process. A tag brings its activation and the
+            statistics of its input. A file tells neither: it is taken for one of the
+            model's releases, with a warning where these differ. A file with OpenAI's
+            weights needs the ``-quickgelu`` variant of the model.
         image_size: Side, or (height, width), of the input in pixels; position
             embeddings are resized at load. None keeps the model's own.
         model_configs: JSON file, or folder of JSON files, with further model
@@ -268,13 +271,53 @@ def _find_weights(
                 f'{tags} or give the path of a file'
             )
         source = f'the file {file!r}'
-        options = dict(pretrained=file)
+        options = dict(pretrained=file, **_as_released(open_clip, model, file))
     # torch reads TorchScript archives, as OpenAI's files are, without unpickling
     if _is_torchscript(file):
         options['weights_only'] = False
     if not release:
         _check_file(open_clip, model, file, options.get('weights_only', True))
     return source, options
+
+
+def _as_released(open_clip: ModuleType, model: str, file: str) -> dict[str, Any]:
+    """Say of a file what only its release can tell: the statistics of its input.
+
+    open_clip would take CLIP's for every file, also for SigLIP's.
+
+    Returns:
+        Options of ``open_clip.create_model``; none for a model without releases.
+    """
+    releases = {
+        tag: open_clip.get_pretrained_cfg(model, tag)
+        for tag in open_clip.list_pretrained_tags_by_model(model)
+    }
+    if not releases:
+        return {}
+
+    def statistics(release: dict[str, Any]) -> tuple[tuple, tuple]:
+        return tuple(release['mean']), tuple(release['std'])
+
+    kinds = Counter(map(statistics, releases.values()))
+    usual = max(kinds, key=lambda kind: kinds[kind])
+    quick_gelu = bool(open_clip.get_model_config(model).get('quick_gelu'))
+    others = [
+        tag
+        for tag, release in releases.items()
+        if statistics(release) != usual or bool(release.get('quick_gelu')) != quick_gelu
+    ]
+    if others:
+        print_log(
+            f'teacher.pretrained={file!r}: a file tells neither how its input is '
+            f'normalised nor its activation. Taken are mean={usual[0]}, std={usual[1]} '
+            f'(of most releases) and {"QuickGELU" if quick_gelu else "GELU"} (of '
+            f'{model}), which is wrong for {others}: for one of these, give its tag, '
+            "or its repository's folder as teacher.model='local-dir:<folder>'",
+            logger='current',
+            level=logging.WARNING,
+        )
+    mean, std = usual
+    return dict(force_preprocess_cfg=dict(mean=mean, std=std))
 
 
 def _fetch_once(

@@ -117,6 +117,44 @@ def test_a_tag_brings_its_statistics_and_its_activation(release, saved, monkeypa
     assert isinstance(activation, open_clip.transformer.QuickGELU)
 
 
+def test_a_file_is_normalised_as_the_models_releases_are(configs, saved, monkeypatch):
+    import open_clip
+
+    (webli,) = open_clip.pretrained._PRETRAINED['ViT-B-16-SigLIP'].values()
+    monkeypatch.setitem(
+        open_clip.pretrained._PRETRAINED, 'tiny-sigmoid', dict(webli=webli)
+    )
+    view = open_clip_loader.view_of(
+        load_open_clip('tiny-sigmoid', saved('tiny-sigmoid')[1])
+    )
+    assert view['mean'] == view['std'] == (0.5,) * 3
+
+
+def test_a_file_that_may_want_something_else_is_warned_of(configs, saved, monkeypatch):
+    import open_clip
+
+    seen = []
+    monkeypatch.setattr(
+        open_clip_loader,
+        'print_log',
+        lambda text, level, **_: seen.append((level, text)),
+    )
+    usual = dict(hf_hub='someone/tiny/', mean=(0.1,) * 3, std=(0.2,) * 3)
+    tags = dict(
+        odd=dict(usual, mean=(0.5,) * 3), a=usual, quick=dict(usual, quick_gelu=True)
+    )
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, 'tiny-clip', tags)
+    view = open_clip_loader.view_of(load_open_clip('tiny-clip', saved('tiny-clip')[1]))
+    assert view['mean'] == (0.1,) * 3
+    ((level, text),) = seen
+    assert level == logging.WARNING and "['odd', 'quick']" in text
+    seen.clear()
+    for tag in ('odd', 'quick'):
+        tags.pop(tag)
+    load_open_clip('tiny-clip', saved('tiny-clip')[1])
+    assert not seen
+
+
 def test_an_unknown_model_gets_close_names():
     with pytest.raises(ValueError, match='coca_ViT-L-14') as error:
         load_open_clip('coca_ViTL14', 'laion2b_s13b_b90k')
