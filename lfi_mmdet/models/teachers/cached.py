@@ -54,7 +54,8 @@ class CachedTeacher(FrozenTeacher):
     ) -> None:
         super().__init__(view=dict(size=1))
         self.store = store
-        self.meta = TargetStoreReader(store).meta
+        with TargetStoreReader(store) as reader:
+            self.meta = reader.meta
         self._check_store(teacher, weights_sha256)
         assert self.meta.classes is not None
         self.class_names = tuple(self.meta.classes)
@@ -101,13 +102,12 @@ class CachedTeacher(FrozenTeacher):
     @property
     def num_texts(self) -> int:
         """One row per class, then one per free word."""
-        cfg = (self.meta.teacher or {}).get('teachers', [self.meta.teacher or {}])[0]
-        return len(self.class_names or ()) + cfg.get('max_free', 0)
+        return self.meta.num_texts or len(self.class_names or ())
 
     @property
     def feature_dims(self) -> int | None:
         """Channels of the stored features; None if none are stored."""
-        return (self.meta.feature_dims or None) if self.meta.features else None
+        return self.meta.feature_dims or None
 
     @property
     def has_relations(self) -> bool:
