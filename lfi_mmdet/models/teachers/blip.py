@@ -18,7 +18,7 @@ from .clip import normalise_maps
 from .heads import HeadChoice
 from .layers import resolve_layers
 from .prompted import PromptTeacher, Reading
-from .prompts import Prompt
+from .prompts import Prompt, shorten
 
 #: Bounds the memory of one pass of the text tower
 PAIRS_PER_PASS = 64
@@ -152,6 +152,13 @@ class BLIPTeacher(PromptTeacher):
         if not prompts:
             empty = torch.zeros(0, 1, dtype=torch.long, device=device)
             return dict(ids=empty, mask=empty, weights=empty.float())
+        if self.text_source == 'captions':
+            prompts = [
+                shorten(
+                    one, lambda text: len(self.tokenizer(text).input_ids), MAX_TOKENS
+                )
+                for one in prompts
+            ]
         encoded = self.tokenizer(
             [prompt.text for prompt in prompts],
             padding='longest',

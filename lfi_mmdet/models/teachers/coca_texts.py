@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .prompts import Prompt, token_span
+from .prompts import shorten as shorten_prompt
 
 
 def locate(
@@ -32,24 +33,13 @@ def locate(
     texts, spans = [], []
     for prompt in prompts:
         if shorten:
-            prompt = _shortened(tokenizer, prompt)
+            limit = tokenizer.context_length
+            prompt = shorten_prompt(
+                prompt, lambda text: 2 + len(tokenizer.encode(text)), limit
+            )
         texts.append(prompt.text)
         spans.append(token_span(tokenizer, prompt))
     return texts, spans
-
-
-def _shortened(tokenizer: Any, prompt: Prompt) -> Prompt:
-    """Cut off leading words until the start token, the rest and an end token fit."""
-    while 2 + len(tokenizer.encode(prompt.text[: prompt.stop])) > (
-        tokenizer.context_length
-    ):
-        cut = prompt.text.find(' ', 0, prompt.start) + 1
-        if not cut:
-            break
-        prompt = Prompt(
-            prompt.text[cut:], prompt.start - cut, prompt.stop - cut, prompt.row
-        )
-    return prompt
 
 
 def row_table(spans: Sequence[range], shift: int) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,26 @@ def class_prompts(
             for one, text in zip(names, fill_template(template, names)):
                 prompts.append(Prompt(text, start, start + len(one), row))
     return prompts
+
+
+def shorten(prompt: Prompt, count: Callable[[str], int], limit: int) -> Prompt:
+    """Cut off leading words until those that are asked for are within reach.
+
+    For captions, whose length nobody chose.
+
+    Args:
+        prompt: Text and words.
+        count: Number of tokens of a text, start and end token included.
+        limit: The most tokens the teacher reads.
+    """
+    while count(prompt.text[: prompt.stop]) > limit:
+        cut = prompt.text.find(' ', 0, prompt.start) + 1
+        if not cut:
+            break
+        prompt = Prompt(
+            prompt.text[cut:], prompt.start - cut, prompt.stop - cut, prompt.row
+        )
+    return prompt
 
 
 def token_span(tokenizer: Any, prompt: Prompt) -> range:

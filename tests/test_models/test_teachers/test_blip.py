@@ -250,6 +250,18 @@ def test_words_are_read_within_their_captions(make):
     )
 
 
+def test_a_long_caption_loses_its_beginning_until_the_word_is_within_reach(make):
+    teacher = make(texts='captions')
+    caption = 'a photo of the ' * 12 + 'cat on the grass'
+    (word,) = caption_words([caption], CLASSES)
+    present = torch.tensor([[True, False, False]])
+    targets = teacher.interact_words(some_images(1), [[word]], present)
+    torch.testing.assert_close(targets.maps.sum((-2, -1)), torch.ones(1, 3, 3))
+    assert targets.maps[0, :, 0].std() > 1e-3
+    with pytest.raises(ValueError, match='cut at 35 tokens'):
+        make().interact_words(some_images(1), [[word]], present)
+
+
 def test_it_is_frozen_quiet_and_shared(make):
     teacher = make()
     assert not any(m.training for m in teacher.network.modules())  # BERT has dropout
