@@ -63,8 +63,11 @@ class InteractionTargets:
         relations: Cosines between the features of the texts, (B, L, T, T), float32;
             they stand in for features that are too large to be kept. None otherwise.
         log_mass: Log of what each map summed to before it was normalised, (B, L, T).
-            It is comparable between views of one image, and within an image it says
-            how much a layer finds of each text. None if the teacher cannot tell.
+            Within an image it says how much a layer finds of each text, and tiles of
+            an image are weighted by it. That of similarities and gradients is small
+            in tiles that lack the text; attention sums to 1 in any tile, but for what
+            goes to the CLS token, so that tiles count nearly alike. None if the
+            teacher cannot tell.
         scores: The teacher's own score, from 0 to 1, that a text describes an image,
             (B, T); None if it has none.
         texts: Long (B, T), which text each row is, after :meth:`select`; None where
@@ -138,14 +141,18 @@ class InteractionTargets:
 
         present, maps = back(self.present, 1), back(self.maps, 2)
         relations = back(back(self.relations, 2), 3)
+        log_mass = back(self.log_mass, 2)
         assert maps is not None and present is not None
+        if log_mass is not None:  # nothing is found of a text that is not looked for
+            least = torch.finfo(log_mass.dtype).min
+            log_mass = log_mass.masked_fill(~present[:, None], least)
         uniform = 1 / (maps.shape[-2] * maps.shape[-1])
         return InteractionTargets(
             maps=torch.where(present[:, None, :, None, None], maps, uniform),
             present=present,
             features=back(self.features, 2),
             relations=relations,
-            log_mass=back(self.log_mass, 2),
+            log_mass=log_mass,
             scores=back(self.scores, 1),
         )
 
@@ -166,6 +173,16 @@ def take_rows(value: Tensor, rows: Tensor, axis: int) -> Tensor:
     size = list(value.shape)
     size[axis] = rows.shape[1]
     return value.gather(axis, rows.view(shape).expand(size))
+
+
+def take_layers(value: Tensor, layers: Sequence[int]) -> Tensor:
+    """Pick layers (or heads), the second axis, of (B, L, ...).
+
+    Indexing with a list would send it to the device and wait for all work there.
+    """
+    if list(layers) == list(range(value.shape[1])):
+        return value
+    return torch.stack([value[:, layer] for layer in layers], 1)
 
 
 def valid_patches(

@@ -1,15 +1,19 @@
 """What runs on the device in every step never makes the host wait for it.
 
-On a GPU these operations hand a number, or a shape that depends on numbers, to the host.
-They can be seen on the CPU as well, so that nobody has to own a GPU to keep them out.
+On a GPU these operations hand a number, or a shape that depends on numbers, to the
+host, or send numbers there and wait until all work before has been done. They can be
+seen on the CPU as well, so that nobody has to own a GPU to keep them out.
 """
+
+from contextlib import contextmanager
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lfi_mmdet.models.distillers import InteractionDistiller
-from lfi_mmdet.models.teachers import CLIPTeacher, CoCaTeacher
+from lfi_mmdet.models.teachers import CLIPTeacher, CoCaTeacher, EnsembleTeacher
 from lfi_mmdet.structures import InteractionSpec, InteractionTargets, InteractionTrace
 from tests.test_models.test_teachers.tiny_open_clip import (
     CLASSES,
@@ -21,8 +25,20 @@ from tests.test_models.test_teachers.tiny_open_clip import (
 WAITS = ('_local_scalar_dense', 'nonzero', 'masked_select', 'unique', 'is_nonzero')
 
 
-class Watch(TorchDispatchMode):
-    """Refuses what would wait for a GPU."""
+class Sends(TorchFunctionMode):
+    """Refuses numbers of the host that torch sends to a GPU, and waits until it has."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            lists = [i for i in index if isinstance(i, list)]
+            assert not lists, f'the index {lists} makes the host wait'
+        assert func is not torch.Tensor.new_tensor, 'new_tensor makes the host wait'
+        return func(*args, **(kwargs or {}))
+
+
+class Values(TorchDispatchMode):
+    """Refuses values of a GPU that the host has to read."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.name().partition('::')[2].partition('.')[0]
@@ -34,20 +50,34 @@ class Watch(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@contextmanager
+def watch():
+    with Sends(), Values():
+        yield
+
+
 def test_the_watch_sees_what_waits():
     values = torch.rand(3)
-    for wait in (values.sum().item, values.nonzero, lambda: values[values > 0.5]):
-        with pytest.raises(AssertionError, match='makes the host wait'), Watch():
+    for wait in (
+        values.sum().item,
+        values.nonzero,
+        lambda: values[values > 0.5],
+        lambda: values[[0, 2]],
+        lambda: values[None][:, [0, 2]],
+        lambda: values.new_tensor([1.0]),
+    ):
+        with pytest.raises(AssertionError, match='makes the host wait'), watch():
             wait()
 
 
 @pytest.mark.parametrize('assignment', [None, 'SinkhornAssignment'])
 @pytest.mark.parametrize('padded', [False, True])
-def test_the_losses_do_not_wait(assignment, padded):
+@pytest.mark.parametrize('layers', [2, 5])
+def test_the_losses_do_not_wait(assignment, padded, layers):
     spec = InteractionSpec(layers=(1, 3), num_queries=5, embed_dims=8, feedback=True)
     distiller = InteractionDistiller(
         spec,
-        teacher_layers=2,
+        teacher_layers=layers,
         feature_dims=6,
         losses=dict(
             attention=dict(type='InteractionAttentionLoss'),
@@ -67,11 +97,11 @@ def test_the_losses_do_not_wait(assignment, padded):
     )
     present = torch.tensor([[True, False, True, True, False]] * 2)
     targets = InteractionTargets(
-        maps=torch.rand(2, 2, 5, 36).softmax(-1).unflatten(-1, (6, 6)),
+        maps=torch.rand(2, layers, 5, 36).softmax(-1).unflatten(-1, (6, 6)),
         present=present,
-        features=torch.randn(2, 2, 5, 6),
+        features=torch.randn(2, layers, 5, 6),
     ).select(present)
-    with Watch():
+    with watch():
         losses = distiller(trace, targets, [(32, 32), (24, 32)], (8, 8))
         sum(losses.values()).backward()
     assert all(t.grad.abs().sum() > 0 for t in trace.logits)
@@ -83,8 +113,9 @@ def test_the_losses_do_not_wait(assignment, padded):
         lambda: CLIPTeacher('tiny-clip', layers='all', class_names=CLASSES),
         lambda: CLIPTeacher('tiny-eva', mode='qq', class_names=CLASSES),
         lambda: CoCaTeacher('tiny-coca', class_names=CLASSES),
+        lambda: CoCaTeacher('tiny-coca', heads=[0, 2], class_names=CLASSES),
     ],
-    ids=['clip', 'eva', 'coca'],
+    ids=['clip', 'eva', 'coca', 'heads'],
 )
 def test_a_teacher_does_not_wait_once_the_present_texts_are_known(make, tmp_path):
     import open_clip
@@ -93,6 +124,23 @@ def test_a_teacher_does_not_wait_once_the_present_texts_are_known(make, tmp_path
     teacher = make()
     pairs = (torch.tensor([0, 0, 1]), torch.tensor([0, 2, 1]))
     images = some_images()
-    with torch.no_grad(), Watch():
+    with torch.no_grad(), watch():
         reading = teacher.read(teacher.encode_images(images), teacher.texts, pairs)
     assert reading.maps.shape[0] == 3
+
+
+def test_several_teachers_are_put_together_without_waiting(tmp_path):
+    import open_clip
+
+    open_clip.add_model_config(write_configs(tmp_path))
+    members = [
+        dict(type='CLIPTeacher', model='tiny-clip', layers=layers)
+        for layers in ([2], [0, 1, 2])
+    ]
+    teacher = EnsembleTeacher(members, weights=[1, 2], class_names=CLASSES)
+    present = torch.tensor([[True, False, True]])
+    with torch.no_grad():
+        answers = [m.interact(some_images(1), present) for m in teacher.teachers]
+        with watch():
+            found = teacher.combine(answers)
+    assert found.maps.shape[:3] == (1, 3, 3)

@@ -15,6 +15,7 @@ from lfi_mmdet.structures import (
     InteractionSpec,
     InteractionTargets,
     InteractionTrace,
+    take_layers,
     take_rows,
 )
 
@@ -170,7 +171,7 @@ class InteractionDistiller(BaseModule):
         h, w = trace.grid
         batch_shape = (h * patch_size[0], w * patch_size[1])
         wanted = sorted({m for _, m in self.pairs})
-        maps = targets.maps[:, wanted]
+        maps = take_layers(targets.maps, wanted)
         resampled = resample_maps(
             maps.flatten(1, 2), img_shapes, batch_shape, trace.grid, trace.valid
         ).unflatten(1, maps.shape[1:3])
@@ -226,7 +227,10 @@ class InteractionDistiller(BaseModule):
         ]
         layers = [wanted.index(t) for _, t in self.pairs]
         return self.assignment(
-            torch.stack(attention, 1), resampled[:, layers], texts, targets.present
+            torch.stack(attention, 1),
+            take_layers(resampled, layers),
+            texts,
+            targets.present,
         )
 
     def forward(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -50,7 +51,8 @@ class FrozenTeacher(metaclass=ABCMeta):
         reading: How maps are read off, one of the class's ``READINGS``; None for
             the first of them.
         precision: ``'bfloat16'`` or ``'float16'`` rounds the network's weights and
-            runs it in that type; None leaves it as it is loaded.
+            runs it in that type, whatever autocast says; None leaves it as it is
+            loaded.
         teacher_view: ``'resize'`` (one view of the whole image) or ``'tiles'``, see
             :class:`TeacherView`.
         tiles: Rows and columns of tiles.
@@ -191,7 +193,8 @@ class FrozenTeacher(metaclass=ABCMeta):
         present = self.present_in(data_samples)
         # gradients cannot be taken through inference tensors
         gradient = self.reading == 'gradient'
-        with torch.no_grad() if gradient else torch.inference_mode():
+        guard = torch.no_grad() if gradient else torch.inference_mode()
+        with guard, self._autocast(batch_inputs.device.type):
             targets = self.targets(batch_inputs, data_samples, present, preprocessor)
         if compact and present is not None:
             targets = targets.select(present)
@@ -199,6 +202,13 @@ class FrozenTeacher(metaclass=ABCMeta):
             targets = targets.map(torch.clone)  # ordinary tensors, fit for a loss
         device = batch_inputs.device
         return targets.map(lambda value: value.to(device, non_blocking=True))
+
+    def _autocast(self, device_type: str) -> AbstractContextManager:
+        """Switch autocast off for rounded weights; it would mix two types of them."""
+        weights = iter(()) if self.network is None else self.network.parameters()
+        if next((w.dtype for w in weights), torch.float32) == torch.float32:
+            return nullcontext()
+        return torch.autocast(device_type, enabled=False)
 
     def present_in(self, data_samples: SampleList) -> Tensor | None:
         """Texts that describe each image, bool (B, T) on the CPU.

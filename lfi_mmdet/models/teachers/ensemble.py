@@ -13,7 +13,7 @@ from mmdet.structures import SampleList
 from torch import Tensor, nn
 
 from lfi_mmdet.registry import build_part
-from lfi_mmdet.structures import InteractionTargets
+from lfi_mmdet.structures import InteractionTargets, take_layers
 
 from ..distillers.layer_mapping import map_layers
 from .base import FrozenTeacher
@@ -24,11 +24,11 @@ class EnsembleTeacher(FrozenTeacher):
     """A weighted list of teachers, each with its own view, texts and presence.
 
     The map of a text is the weighted mean of the maps of those teachers that have the
-    text present. For the attention loss that is the same as a weighted sum of losses,
-    since ``sum_i w_i KL(P_i || A)`` and ``KL(sum_i w_i P_i || A)`` differ by a
-    constant. Features become unit vectors, are scaled by the root of their weights
-    and put behind one another: cosines between them are then the weighted means of
-    the teachers' own.
+    text present; its score is that of the scores of all. For the attention loss that
+    is the same as a weighted sum of losses, since ``sum_i w_i KL(P_i || A)`` and
+    ``KL(sum_i w_i P_i || A)`` differ by a constant. Features become unit vectors, are
+    scaled by the root of their weights and put behind one another: cosines between
+    them are then the weighted means of the teachers' own.
 
     Maps are brought onto the finest grid among the teachers (bilinear, renormalised)
     and onto the largest number of layers (:func:`map_layers`, ``'uniform'``).
@@ -159,7 +159,9 @@ class EnsembleTeacher(FrozenTeacher):
         layers = self.num_layers
         grid = [max(a.maps.shape[axis] for a in answers) for axis in (-2, -1)]
         present = torch.stack([answer.present for answer in answers])
-        own = present.new_tensor(self.weights, dtype=torch.float32)[:, None, None]
+        # nothing here waits for the device, as lists as indices would
+        own = torch.tensor(self.weights).to(present.device, non_blocking=True)
+        own = own[:, None, None]
         shares = own * present
         total = shares.sum(0)
         # (teachers, B, T); texts that nobody has present keep the plain weights
@@ -169,17 +171,17 @@ class EnsembleTeacher(FrozenTeacher):
         features, relations = [], []
         for answer, share in zip(answers, shares):
             index = [t for _, t in map_layers('uniform', layers, answer.maps.shape[1])]
-            maps = maps + share[:, None, :, None, None] * resize_maps(
-                answer.maps[:, index], (grid[0], grid[1])
+            maps = maps + share[:, None, :, None, None] * take_layers(
+                resize_maps(answer.maps, (grid[0], grid[1])), index
             )
             root = share.sqrt()[:, None]
             if answer.features is not None:
-                unit = F.normalize(answer.features[:, index], dim=-1)
+                unit = F.normalize(take_layers(answer.features, index), dim=-1)
                 features.append(root[..., None] * unit)
                 cosines: Tensor | None = unit @ unit.transpose(-1, -2)
             else:
                 kept = answer.relations
-                cosines = None if kept is None else kept[:, index]
+                cosines = None if kept is None else take_layers(kept, index)
             if cosines is not None:
                 relations.append(root[..., None] * cosines * root[..., None, :])
         assert isinstance(maps, Tensor)
@@ -192,7 +194,7 @@ class EnsembleTeacher(FrozenTeacher):
             relations=None
             if whole or len(relations) < len(answers)
             else torch.stack(relations).sum(0),
-            scores=(shares * torch.stack(scores)).sum(0)
+            scores=(own * torch.stack(scores)).sum(0)
             if len(scores) == len(answers)
             else None,
         )

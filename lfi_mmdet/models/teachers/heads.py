@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from mmengine.utils import is_seq_of
 from torch import Tensor
 
+from lfi_mmdet.structures import take_layers
+
 
 class HeadChoice:
     """Average attention heads, or keep each as a layer of its own.
@@ -36,7 +38,7 @@ class HeadChoice:
         if self.kept > 1:
             return maps
         if self.indices is not None:
-            maps = maps[:, self.indices]
+            maps = take_layers(maps, self.indices)
         return maps.mean(1, keepdim=True)
 
     def names(self, layers: Sequence[int]) -> list[str]:

@@ -134,6 +134,9 @@ def test_scores_are_averaged_where_all_have_them():
     both = ask(teacher)
     one, other = (ask(member) for member in teacher.teachers)
     torch.testing.assert_close(both.scores, (one.scores + other.scores) / 2)
+    # also where a text is present for one only
+    some = ensemble(dict(seed=1, scored=True), dict(seed=2, scored=True, present='all'))
+    torch.testing.assert_close(ask(some).scores, both.scores)
     assert ask(ensemble(dict(scored=True), dict())).scores is None
 
 
@@ -179,9 +182,12 @@ def test_a_member_is_named_when_it_cannot_be_built():
 
 def test_targets_that_were_selected_can_be_spread_again():
     targets = ask(ensemble(dict(seed=1)))
+    targets.log_mass = torch.rand(2, 2, 3)
     back = targets.select(targets.present).spread(3)
     assert torch.equal(back.present, targets.present)
     where = targets.present[:, None].expand(-1, 2, -1)
     torch.testing.assert_close(back.maps[where], targets.maps[where])
     torch.testing.assert_close(back.features[where], targets.features[where])
     assert (back.maps[~where] == 1 / 16).all()
+    assert torch.equal(back.log_mass[where], targets.log_mass[where])
+    assert (back.log_mass[~where] < -1e30).all()

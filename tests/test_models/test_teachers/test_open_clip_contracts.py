@@ -91,6 +91,22 @@ def test_a_changed_weight_is_noticed(student):
         student.half()  # a cast does not hide it
 
 
+@pytest.mark.parametrize('precision', ['bfloat16', 'float16'])
+def test_rounded_weights_run_in_their_own_type_whatever_autocast_says(
+    student, precision
+):
+    student.to(getattr(torch, precision))
+    sample = DetDataSample(metainfo=dict(img_shape=(32, 32)))
+    sample.gt_instances = InstanceData(labels=torch.tensor([0, 2]))
+    batch = (255 * torch.rand(1, 3, 32, 32), [sample], None)
+    plain = student.teacher(*batch)
+    for other in (torch.bfloat16, torch.float16):
+        with torch.autocast('cpu', dtype=other):
+            cast = student.teacher(*batch)
+        assert torch.equal(cast.maps, plain.maps)
+        assert torch.equal(cast.features, plain.features)
+
+
 def test_a_batch_of_the_student_becomes_targets(student):
     preprocessor = MODELS.build(
         dict(
