@@ -15,7 +15,7 @@ from lfi_mmdet.engine.preflight import InputError
 from lfi_mmdet.models.teachers import CachedTeacher, FrozenTeacher
 from lfi_mmdet.registry import build_part
 from tests.stores import some_record, write_store
-from tests.test_models.test_no_synchronisation import Watch
+from tests.test_models.test_no_synchronisation import watch
 from tests.tiny import CLASSES, write_tiny_coco
 
 LOAD = [
@@ -135,7 +135,7 @@ def test_features_are_handed_on(folder):
 
 def test_nothing_waits_for_the_device(folder):
     teacher, batch = ask(folder, 0, 1)
-    with Watch():
+    with watch():
         teacher(*batch)
 
 
@@ -165,8 +165,8 @@ def test_the_config_of_the_teacher_has_to_be_that_of_the_store(folder, tmp_path)
     CachedTeacher(store, teacher=dict(type='CachedTeacher', store='x', teacher=made))
     message = (
         r'model\.teacher: .*clip holds targets of another teacher: teacher\.layers: '
-        r"left at its default in the store, 'all' here; teacher\.model: 'ViT-B-16' in the "
-        r"store, 'ViT-L-14' here\. Make a store"
+        r"left at its default in the store, 'all' here; "
+        r"teacher\.model: 'ViT-B-16' in the store, 'ViT-L-14' here\. Make a store"
     )
     with pytest.raises(InputError, match=message):
         CachedTeacher(store, teacher=dict(made, model='ViT-L-14', layers='all'))
