@@ -87,7 +87,7 @@ def default_folder(cfg: Config, split: str) -> str:
         split: Whose dataset is taken.
     """
     teacher = (cfg.get('model') or {}).get('teacher') or {}
-    if split == 'train' and teacher.get('store'):
+    if split == 'train' and isinstance(teacher, dict) and teacher.get('store'):
         return teacher['store']
     stem = os.path.splitext(os.path.basename(cfg.filename or 'config'))[0]
     return os.path.join('work_dirs', stem, f'targets_{split}')

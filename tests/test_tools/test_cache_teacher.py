@@ -53,6 +53,7 @@ def test_the_store_of_a_config_that_reads_one_is_filled(tool, tmp_path):
     [
         ('--texts most', '--texts most: choose "present", "all" or "top:N"'),
         ('--out tiny.py', '--out tiny.py: File exists'),
+        ('--cfg-options model.teacher=clip', "model.teacher='clip' is not a config"),
         ('--cfg-options model.teacher=None', 'model.teacher is None; nothing to'),
         ('--cfg-options model.teacher.blur=[-1]', 'teacher.blur=[-1] is not a list'),
         ('--cfg-options model.teacher.type=Other', "model.teacher.type='Other' is not"),

@@ -23,8 +23,10 @@ def inner_teacher(cfg: Mapping[str, Any], key: str = 'model.teacher') -> dict:
         key: Where it stands in the config, for messages.
 
     Raises:
-        ValueError: If a ``CachedTeacher`` names none.
+        ValueError: If it is no config, or a ``CachedTeacher`` names no teacher.
     """
+    if not isinstance(cfg, Mapping) or 'type' not in cfg:
+        raise ValueError(f'{key}={cfg!r} is not a config with a "type"')
     if _type_name(cfg) != 'CachedTeacher':
         return dict(cfg)
     if not cfg.get('teacher'):

@@ -183,3 +183,5 @@ def test_the_teacher_inside_of_a_cached_one_is_found():
     assert inner_teacher(cached) == inner == inner_teacher(inner)
     with pytest.raises(ValueError, match=r'model\.teacher\.teacher=dict'):
         inner_teacher(dict(type='CachedTeacher', store='s'))
+    with pytest.raises(ValueError, match="model.teacher='clip' is not a config"):
+        inner_teacher('clip')
