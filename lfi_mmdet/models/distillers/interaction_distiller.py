@@ -163,8 +163,8 @@ class InteractionDistiller(BaseModule):
         queries, present = targets.texts, targets.present
         if len(targets.maps) != len(trace.queries[0]):
             raise ValueError(
-                f'the teacher gave targets of {len(targets.maps)} images for a batch of '
-                f'{len(trace.queries[0])}'
+                f'the teacher gave targets of {len(targets.maps)} images for a batch '
+                f'of {len(trace.queries[0])}'
             )
         if queries is None and self.assignment is None:
             self._check_rows(targets, trace)

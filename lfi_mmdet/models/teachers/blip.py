@@ -103,14 +103,16 @@ class BLIPTeacher(PromptTeacher):
         self.heads = HeadChoice(
             heads, self._attention_of(network, 0).num_attention_heads
         )
+        # a similarity is that of a whole text
+        self.IN_CONTEXT = self.reading != 'similarity'
         self.temperature = temperature
         self.tokenizer = load_blip_tokenizer(tokenizer)
         vocabulary = network.text_backbone.embeddings.word_embeddings.num_embeddings
-        if len(self.tokenizer) > vocabulary:
+        if len(self.tokenizer) != vocabulary:
             raise ValueError(
-                f'the tokenizer has {len(self.tokenizer)} tokens, but BLIP only '
-                f'{vocabulary}: teacher.tokenizer={tokenizer!r} belongs to another '
-                'model'
+                f'the tokenizer has {len(self.tokenizer)} tokens, but BLIP '
+                f'{vocabulary}: teacher.tokenizer={tokenizer!r} is truncated, or '
+                'belongs to another model'
             )
         rows, cols = network.vision_backbone.patch_resolution
         self.grid_size = (int(rows), int(cols))
@@ -151,7 +153,8 @@ class BLIPTeacher(PromptTeacher):
         device = network.vision_neck.weight.device
         if not prompts:
             empty = torch.zeros(0, 1, dtype=torch.long, device=device)
-            return dict(ids=empty, mask=empty, weights=empty.float())
+            none = empty.new_zeros(0, network.text_neck.out_features).float()
+            return dict(ids=empty, mask=empty, weights=empty.float(), embeds=none)
         if self.text_source == 'captions':
             prompts = [
                 shorten(
@@ -253,11 +256,10 @@ class BLIPTeacher(PromptTeacher):
         )[..., 1:]
         with torch.autocast(images.device.type, enabled=False):
             maps = normalise_maps(raw)
-            values = images[pairs[0], 1:].float()
             return Reading(
                 maps=maps,
                 log_mass=raw.sum(-1).clamp(min=1e-30).log(),
-                features=maps @ values,
+                features=_mean_patches(maps, images, pairs[0]),
             )
 
     def _similarities(
@@ -269,8 +271,8 @@ class BLIPTeacher(PromptTeacher):
             cosines = torch.einsum('bnc,pc->bpn', patches, prompts['embeds'].float())
             logits = cosines[pairs][:, None] / self.temperature
             maps = logits.softmax(-1)
-            values = images[pairs[0], 1:].float()
-            return Reading(maps, logits.logsumexp(-1), maps @ values)
+            features = _mean_patches(maps, images, pairs[0])
+            return Reading(maps, logits.logsumexp(-1), features)
 
     def _of_words(self, maps: Tensor, weights: Tensor) -> Tensor:
         """Average heads, and the rows of the words: (M, h, S, N) to (M, kept, N)."""
@@ -344,3 +346,10 @@ class BLIPTeacher(PromptTeacher):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _mean_patches(maps: Tensor, images: Tensor, ids: Tensor) -> Tensor:
+    """Means of patches (B, 1 + N, C), CLS left out, weighted by maps (M, L, N)."""
+    # a few pairs at a time: all would copy the patches of an image for each of them
+    chunks = zip(maps.split(PAIRS_PER_PASS), ids.split(PAIRS_PER_PASS))
+    return torch.cat([some @ images[image, 1:].float() for some, image in chunks])

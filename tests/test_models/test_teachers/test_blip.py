@@ -17,6 +17,7 @@ from lfi_mmdet.models.teachers.caption_words import caption_words  # noqa: E402
 from .tiny_blip import (  # noqa: E402
     ARCH,
     VOCABULARY,
+    WORDS,
     save_weights,
     sharpen,
     write_vocabulary,
@@ -262,6 +263,28 @@ def test_a_long_caption_loses_its_beginning_until_the_word_is_within_reach(make)
         make().interact_words(some_images(1), [[word]], present)
 
 
+def test_similarities_of_words_are_those_of_the_words_and_not_of_the_caption(make):
+    teacher = make(reading='similarity', texts='captions', max_free=1)
+    words = caption_words(['two cats on the grass'], CLASSES, max_free=1)
+    present = torch.zeros(1, 4, dtype=torch.bool)
+    present[0, [0, 3]] = True
+    image = some_images(1)
+    targets = teacher.interact_words(image, [words], present)
+    names = (*CLASSES, 'grass')
+    alone = make(reading='similarity', class_names=names, template='a photo of a {}.')
+    expected = alone.interact(image, torch.ones(1, 4, dtype=torch.bool))
+    torch.testing.assert_close(targets.maps[:, :, 3], expected.maps[:, :, 3])
+    assert (targets.maps[:, :, 0] - targets.maps[:, :, 3]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize('reading', BLIPTeacher.READINGS)
+def test_captions_without_words_leave_nothing_to_read(make, reading):
+    teacher = make(reading=reading, texts='captions')
+    none = torch.zeros(2, 3, dtype=torch.bool)
+    targets = teacher.interact_words(some_images(), [[], []], none)
+    assert (targets.maps == 1 / 16).all() and not targets.present.any()
+
+
 def test_it_is_frozen_quiet_and_shared(make):
     teacher = make()
     assert not any(m.training for m in teacher.network.modules())  # BERT has dropout
@@ -337,7 +360,10 @@ def test_a_vocabulary_that_is_missing_or_foreign_is_named(make, tmp_path):
         make(tokenizer=str(tmp_path))
     words = '\n'.join(f'word{i}' for i in range(VOCABULARY))
     (tmp_path / 'vocab.txt').write_text('[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n' + words)
-    with pytest.raises(ValueError, match=f'but BLIP only {VOCABULARY}'):
+    with pytest.raises(ValueError, match=f'but BLIP {VOCABULARY}'):
+        make(tokenizer=str(tmp_path))
+    (tmp_path / 'vocab.txt').write_text('\n'.join(WORDS[:-3]))  # cut off
+    with pytest.raises(ValueError, match='tokens, but BLIP .* truncated'):
         make(tokenizer=str(tmp_path))
 
 
