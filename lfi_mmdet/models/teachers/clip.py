@@ -204,9 +204,14 @@ class CLIPTeacher(PromptTeacher):
         """Softmax over the prompts of cosines times the model's logit scale."""
         if images.embedding is None or not self.wants_scores:
             return None
+        return self._logits(images.embedding, prompts).softmax(-1)
+
+    def _logits(self, embedding: Tensor, prompts: dict[str, Tensor]) -> Tensor:
+        """Cosines of images and prompts times the model's scale, (B, P), float32."""
         network: Any = self.network
-        cosines = images.embedding.detach() @ prompts['embeds'].float().T
-        return (cosines * network.logit_scale.exp().float()).softmax(-1)
+        with torch.autocast(embedding.device.type, enabled=False):
+            cosines = embedding.detach() @ prompts['embeds'].float().T
+            return cosines * network.logit_scale.float().exp()
 
     def read(
         self,
@@ -221,20 +226,24 @@ class CLIPTeacher(PromptTeacher):
                 raw = self._gradient_maps(images, embeds, pairs)
                 log_mass = raw.sum(-1).clamp(min=1e-30).log()
                 maps = normalise_maps(raw)
+                shape = (len(images.patches), len(embeds), *maps.shape[1:])
+                every = maps.new_zeros(shape).index_put(pairs, maps)
             else:
                 unit = F.normalize(images.patches, dim=-1)
-                cosines = torch.einsum('blnc,pc->bpln', unit, embeds)[pairs]
-                logits = self.log_weights(cosines)
-                log_mass = logits.logsumexp(-1)
-                maps = (logits - log_mass[..., None]).exp()
-            features = maps[..., None, :] @ images.patches[pairs[0]]
-        return Reading(maps=maps, log_mass=log_mass, features=features.squeeze(-2))
+                logits = self.log_weights(torch.einsum('blnc,pc->bpln', unit, embeds))
+                mass = logits.logsumexp(-1)
+                every = (logits - mass[..., None]).exp()
+                maps, log_mass = every[pairs], mass[pairs]
+            # of all prompts: a few needless maps cost less than a copy of the patches
+            # for each pair
+            features = torch.einsum('bpln,blnc->bplc', every, images.patches)[pairs]
+        return Reading(maps=maps, log_mass=log_mass, features=features)
 
     def log_weights(self, cosines: Tensor) -> Tensor:
         """Log of a patch's weight in a map, up to a constant, from its cosine."""
         if self.temperature is None:
             network: Any = self.network
-            return cosines * network.logit_scale.exp().float()
+            return cosines * network.logit_scale.float().exp()
         return cosines / self.temperature
 
     def _gradient_maps(
@@ -262,6 +271,9 @@ class CLIPTeacher(PromptTeacher):
 
 def normalise_maps(raw: Tensor) -> Tensor:
     """Make maps (..., N) of non-negative weights sum to 1; uniform where all are 0."""
-    total = raw.sum(-1, keepdim=True)
+    # products of gradients may be so small that their sum would have to be clamped
+    peak = raw.amax(-1, keepdim=True)
+    scaled = raw / peak.clamp(min=torch.finfo(raw.dtype).tiny)
+    total = scaled.sum(-1, keepdim=True)
     uniform = torch.full_like(raw, 1 / raw.shape[-1])
-    return torch.where(total > 0, raw / total.clamp(min=1e-30), uniform)
+    return torch.where(peak > 0, scaled / total.clamp(min=1e-30), uniform)

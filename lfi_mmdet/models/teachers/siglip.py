@@ -58,6 +58,4 @@ class SigLIPTeacher(CLIPTeacher):
         """Probability of each pair, on its own."""
         if images.embedding is None or not self.wants_scores:
             return None
-        network: Any = self.network
-        cosines = images.embedding.detach() @ prompts['embeds'].float().T
-        return torch.sigmoid(cosines * network.logit_scale.exp().float() + self._bias)
+        return torch.sigmoid(self._logits(images.embedding, prompts) + self._bias)

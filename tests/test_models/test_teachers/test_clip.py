@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from lfi_mmdet.models.teachers import CLIPTeacher
+from lfi_mmdet.models.teachers.clip import normalise_maps
 
 from .tiny_open_clip import CLASSES, GRID, some_images
 
@@ -194,6 +195,10 @@ def test_the_teachers_own_score_says_which_texts_are_present(sharp):
     torch.testing.assert_close(targets.scores, scores, atol=1e-5, rtol=1e-4)
     assert targets.present.sum(1).tolist() == [1, 1]
     assert targets.present.gather(1, scores.argmax(1, keepdim=True)).all()
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        cast = teacher.interact(images, None).scores
+    assert cast.dtype == torch.float32
+    torch.testing.assert_close(cast, scores, atol=0.05, rtol=0)
     strict = teacher_of(file, present='teacher', presence=dict(threshold=1.0))
     assert not strict.interact(images, None).present.any()
 
@@ -228,3 +233,12 @@ def test_a_bad_option_is_named_with_its_choices(configs, changes, complaint):
 def test_a_tokenizer_that_is_not_there_is_named(configs):
     with pytest.raises(FileNotFoundError, match="tokenizer='/none' is no folder"):
         CLIPTeacher('tiny-clip', tokenizer='/none')
+
+
+@pytest.mark.parametrize('scale', [1.0, 1e-33, 1e-42])
+def test_maps_sum_to_1_however_small_their_weights_are(scale):
+    raw = torch.tensor([[1.0, 3.0, 0.0, 0.0]]) * scale
+    expected = torch.tensor([[0.25, 0.75, 0.0, 0.0]])
+    torch.testing.assert_close(normalise_maps(raw), expected, atol=1e-2, rtol=1e-2)
+    uniform = torch.full((1, 4), 0.25)
+    torch.testing.assert_close(normalise_maps(raw * 0), uniform)
