@@ -44,7 +44,7 @@ def note_labels(module: nn.Module, args: tuple) -> None:
     The preprocessor moves the ground truth to the device, from where asking which
     classes an image shows would make the host wait in every step.
     """
-    data = args[0]
+    data = args[0] if args else None
     for sample in data.get('data_samples') or () if isinstance(data, dict) else ():
         instances = sample.get('gt_instances')
         if instances is not None and 'labels' in instances:

@@ -282,6 +282,17 @@ def test_the_teacher_sees_the_students_pixels_without_padding():
         torch.testing.assert_close(image, expected, atol=1e-4, rtol=0)
 
 
+def test_the_present_texts_are_known_without_asking_the_device():
+    model = build()
+    data = model.data_preprocessor(batch(), training=True)
+    for sample in data['data_samples']:  # as if on a device: no value can be read
+        sample.gt_instances.labels = sample.gt_instances.labels.to('meta')
+    targets = model.teacher(
+        data['inputs'], data['data_samples'], model.data_preprocessor
+    )
+    assert targets.texts.tolist() == [[0], [1]] and targets.present.all()
+
+
 def test_padding_is_hidden_from_the_queries_in_training_and_testing(monkeypatch):
     model = build()
     masks = []

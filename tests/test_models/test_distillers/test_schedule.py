@@ -21,6 +21,13 @@ def test_fractions_are_shares_of_the_training():
     assert [schedule.factor(i, 8) for i in range(8)] == [0.25, 0.5, 0.75, 1, 1, 1, 0, 0]
 
 
+def test_with_an_interval_the_first_of_so_many_iterations_counts():
+    schedule = LossSchedule(interval=3, stop=7)
+    assert [schedule.factor(i, 100) for i in range(9)] == [1, 0, 0, 1, 0, 0, 1, 0, 0]
+    schedule = LossSchedule(interval=2, warmup=4)  # the warm-up goes on in between
+    assert [schedule.factor(i, 100) for i in range(6)] == [0.25, 0, 0.75, 0, 1, 0]
+
+
 def test_a_float_of_one_is_the_whole_training_and_an_integer_one_iteration():
     assert LossSchedule(stop=1.0).factor(99, 100) == 1
     assert LossSchedule(stop=1).factor(1, 100) == 0
@@ -43,8 +50,11 @@ def test_it_follows_the_runner_and_is_constant_outside_of_one():
 
 @pytest.mark.parametrize(
     'kwargs',
-    [dict(warmup=-1), dict(warmup=2.5), dict(stop=-0.5), dict(warmup=9, stop=5)],
-)
+    [
+        dict(warmup=-1), dict(warmup=2.5), dict(stop=-0.5), dict(warmup=9, stop=5),
+        dict(interval=0), dict(interval=0.5),
+    ],
+)  # fmt: skip
 def test_impossible_schedules_are_refused(kwargs):
     with pytest.raises(ValueError, match='distiller.schedule'):
         LossSchedule(**kwargs)
