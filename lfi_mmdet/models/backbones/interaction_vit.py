@@ -75,6 +75,8 @@ class InteractionViT(BaseModule):
         text_embeddings: File (K, C) of text embeddings that the queries start from;
             None for random ones. Read by :meth:`init_weights`.
         with_cp: Recompute the blocks' activations in the backward pass.
+        interaction_cp: The same for the interactions, which are cheap to recompute
+            and large to keep.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` takes DeiT, MAE, timm,
             mmpretrain and ViTDet checkpoints, see :func:`load_vit_checkpoint`.
     """
@@ -108,6 +110,7 @@ class InteractionViT(BaseModule):
         feedback: bool = True,
         text_embeddings: str | None = None,
         with_cp: bool = False,
+        interaction_cp: bool = True,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -155,6 +158,7 @@ class InteractionViT(BaseModule):
                 carry=carry and len(self.interaction_layers) > 1,
                 query_attention=query_attention,
                 feedback=feedback,
+                with_cp=interaction_cp,
             )
         self._trace: InteractionTrace | None = None
         self._img_shapes: Sequence[tuple[int, int]] | None = None
@@ -319,12 +323,13 @@ class InteractionViT(BaseModule):
         )
         tokens = tokens + pos_embed.view(1, h, w, -1)
 
-        trace, valid = self._trace, self._valid(h, w, x)
-        if trace is not None:
-            trace.grid, trace.valid = (h, w), valid
+        trace = self._trace
         # queries that neither write back nor are recorded change nothing
         interacts = self.feedback or (trace is not None and self.num_queries)
         queries = self.queries.expand(b, -1, -1) if interacts else None
+        valid = self._valid(h, w, x) if interacts else None
+        if trace is not None:
+            trace.grid, trace.valid = (h, w), valid
         logits: Tensor | None = None
         outs = []
         for i, block in enumerate(self.blocks):

@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:
     """Split (B, N, C) into (B, heads, N, C / heads)."""
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def _joined(x: Tensor) -> Tensor:
+    """Undo :func:`_heads`."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def fused_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention by PyTorch's fused kernels, whatever the widths.
+
+    Those of the CPU, and the fast one of CUDA, want keys and values of one width; with
+    others PyTorch falls back to a slow path that keeps the whole map. Zeros change no
+    product, so the narrower side is filled up with them.
+
+    Args:
+        query: (B, h, N, c).
+        key: (B, h, K, c).
+        value: (B, h, K, e).
+
+    Returns:
+        (B, h, N, e).
+    """
+    wide, width = query.shape[-1], value.shape[-1]
+    if wide < width:
+        query, key = (F.pad(x, (0, width - wide)) for x in (query, key))
+    elif width < wide:
+        value = F.pad(value, (0, wide - width))
+    out = F.scaled_dot_product_attention(query, key, value, scale=wide**-0.5)
+    return out if out.shape[-1] == width else out[..., :width]
 
 
 class QueryInteraction(nn.Module):
@@ -31,6 +63,8 @@ class QueryInteraction(nn.Module):
         query_attention: Let queries attend to one another.
         feedback: Let patches read from the queries through ``gamma``, one per
             channel, starting at 0: at first the tokens are unchanged.
+        with_cp: Recompute what happens inside in the backward pass. In training it
+            then keeps its arguments and results, and nothing else.
     """
 
     def __init__(
@@ -41,8 +75,10 @@ class QueryInteraction(nn.Module):
         carry: bool = True,
         query_attention: bool = True,
         feedback: bool = True,
+        with_cp: bool = False,
     ) -> None:
         super().__init__()
+        self.with_cp = with_cp
         for name, value in (
             ('embed_dims', embed_dims),
             ('attn_channels', attn_channels),
@@ -105,47 +141,72 @@ class QueryInteraction(nn.Module):
             The new tokens, the new queries and the logits Z, (B, h, K, N), float32
             and not yet masked.
         """
-        x = self.norm_tokens(tokens)
-        logits = self._logits(x, queries)
-        if self.carry is not None and previous is not None:
-            logits = logits + self.carry.view(1, -1, 1, 1) * previous
+        args = (tokens, queries, previous, valid)
+        if self.with_cp and self.training and torch.is_grad_enabled():
+            # nothing inside is random, so no state of a generator need be kept
+            run: Any = checkpoint(
+                self._interact, *args, use_reentrant=False, preserve_rng_state=False
+            )
+            return run
+        return self._interact(*args)
+
+    def _interact(
+        self,
+        tokens: Tensor,
+        queries: Tensor,
+        previous: Tensor | None,
+        valid: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        key, value, *rest = self._project(self.norm_tokens(tokens))
+        logits = self._logits(key, queries, previous)
         scores = logits
         if valid is not None:
-            scores = logits.masked_fill(
-                ~valid[:, None, None], torch.finfo(logits.dtype).min
-            )
-        value = _heads(self.read_value(x), self.num_heads)
+            # cheaper than filling, and not -inf, which makes NaN where all is padding
+            hidden = torch.zeros_like(valid, dtype=logits.dtype)
+            hidden = hidden.masked_fill(~valid, torch.finfo(logits.dtype).min)
+            scores = logits + hidden[:, None, None]
         read = scores.softmax(-1).to(value.dtype) @ value
-        queries = queries + self.read_out(read.transpose(1, 2).flatten(2))
+        queries = queries + self.read_out(_joined(read))
 
         if self.relation is not None:
-            q, k, v = (
-                _heads(part, self.num_heads)
-                for part in self.relation['qkv'](self.relation['norm'](queries)).chunk(
-                    3, -1
-                )
-            )
+            qkv = self.relation['qkv'](self.relation['norm'](queries))
+            q, k, v = (_heads(part, self.num_heads) for part in qkv.chunk(3, -1))
             related = F.scaled_dot_product_attention(q, k, v)
-            queries = queries + self.relation['out'](related.transpose(1, 2).flatten(2))
+            queries = queries + self.relation['out'](_joined(related))
 
         if self.feedback is not None:
             source = self.feedback['norm'](queries)
-            back = F.scaled_dot_product_attention(
-                _heads(self.feedback['token'](x), self.num_heads),
+            back = fused_attention(
+                rest[0],
                 _heads(self.feedback['query'](source), self.num_heads),
                 _heads(self.feedback['value'](source), self.num_heads),
             )
-            tokens = tokens + self.gamma * back.transpose(1, 2).flatten(2)
+            tokens = torch.addcmul(tokens, self.gamma, _joined(back))
         return tokens, queries, logits
 
-    def _logits(self, x: Tensor, queries: Tensor) -> Tensor:
+    def _project(self, x: Tensor) -> list[Tensor]:
+        """Keys, values and what feedback asks with, (B, h, N, c) each.
+
+        In one product: the tokens are read once, and cast once under autocast. The
+        weights it is put together from are small.
+        """
+        layers: list[Any] = [self.read_key, self.read_value]
+        if self.feedback is not None:
+            layers.append(self.feedback['token'])
+        joint = F.linear(x, torch.cat([layer.weight for layer in layers]))
+        return [_heads(part, self.num_heads) for part in joint.chunk(len(layers), -1)]
+
+    def _logits(self, k: Tensor, queries: Tensor, previous: Tensor | None) -> Tensor:
         q = _heads(self.read_query(self.norm_read(queries)), self.num_heads)
-        k = _heads(self.read_key(x), self.num_heads)
         # the losses compare these logits: half precision would be their noise floor
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(k.device.type, enabled=False):
             if q.dtype in (torch.float16, torch.bfloat16):
                 q, k = q.float(), k.float()
-            return (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+            logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+            if self.carry is not None and previous is not None:
+                # in place: nobody has seen these logits yet
+                logits.addcmul_(self.carry.view(1, -1, 1, 1), previous)
+            return logits
 
     def parameters_reading(self) -> list[nn.Parameter]:
         """Parameters that only reach a loss through queries updated by a reading."""
