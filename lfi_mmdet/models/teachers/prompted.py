@@ -172,7 +172,10 @@ class PromptTeacher(FrozenTeacher):
     def _class_scores(self, encoded: Any) -> Tensor | None:
         """Scores of the classes, (B, T): those of their best prompts."""
         scores = self.score(encoded, self.texts)
-        if scores is None or len(self._rows) == len(self.class_names or ()):
+        if scores is None:
+            return None
+        scores = scores.float()
+        if len(self._rows) == len(self.class_names or ()):
             return scores
         rows = self._rows.to(scores.device).expand(len(scores), -1)
         best = scores.new_zeros(len(scores), len(self.class_names or ()))

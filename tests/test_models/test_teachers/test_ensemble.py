@@ -22,9 +22,10 @@ class FixedTeacher(FrozenTeacher):
     """Random but fixed maps of any size."""
 
     def __init__(
-        self, seed=0, layers=2, grid=4, dims=5, present='ground_truth', scored=False
-    ):
-        super().__init__(view=dict(size=8), present=present)
+        self, seed=0, layers=2, grid=4, dims=5, present='ground_truth', scored=False,
+        reading=None,
+    ):  # fmt: skip
+        super().__init__(view=dict(size=8), present=present, reading=reading)
         self.freeze(nn.Linear(2, 2))
         self.seed, self.num, self.grid, self.dims = seed, layers, grid, dims
         self.scored = scored
@@ -138,6 +139,22 @@ def test_scores_are_averaged_where_all_have_them():
     some = ensemble(dict(seed=1, scored=True), dict(seed=2, scored=True, present='all'))
     torch.testing.assert_close(ask(some).scores, both.scores)
     assert ask(ensemble(dict(scored=True), dict())).scores is None
+
+
+def test_members_may_take_gradients(monkeypatch):
+    inner = ensemble(dict()).teachers[0].interact
+    modes = []
+
+    def interact(images, present):
+        modes.append(torch.is_inference_mode_enabled())
+        return inner(images, present)
+
+    monkeypatch.setattr(FixedTeacher, 'READINGS', ('attention', 'gradient'))
+    teacher = ensemble(dict(reading='gradient'), dict(seed=1))
+    for member in teacher.teachers:
+        monkeypatch.setattr(member, 'interact', interact)
+    ask(teacher)
+    assert modes == [False, True]
 
 
 def test_every_member_keeps_the_contracts():
