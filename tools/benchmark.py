@@ -132,8 +132,9 @@ def read_variants(args: argparse.Namespace) -> list[Variant]:
 
 
 def number(value: float, unit: float = 1.0) -> str:
-    """A number with four digits that count."""
-    return f'{value / unit:.4g}'
+    """A number with four digits that count, or more before the point."""
+    value /= unit
+    return f'{value:.0f}' if abs(value) >= 1000 else f'{value:.4g}'
 
 
 def spread_text(spread: dict[str, Any], unit: float) -> str:

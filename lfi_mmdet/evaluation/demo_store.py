@@ -74,13 +74,10 @@ def write_demo_store(
 
 
 def needs_features(cfg: Config) -> bool:
-    """Whether a loss of a config compares features themselves."""
+    """Whether a loss of a config compares features, and not only their cosines."""
     losses = (cfg.model.get('distiller') or {}).get('losses') or {}
-    return any(
-        getattr(MODELS.get(loss['type']), 'needs_features', False)
-        for loss in losses.values()
-        if loss
-    )
+    found: list[Any] = [MODELS.get(loss['type']) for loss in losses.values() if loss]
+    return any(loss.needs_features and not loss.takes_relations for loss in found)
 
 
 def attach_targets(data: dict[str, Any], folder: str, teacher: Any) -> None:

@@ -1,13 +1,12 @@
 """Cached targets of a benchmark go the way that those of a training go."""
 
-import copy
-
 import pytest
 import torch
+from mmdet.registry import MODELS
 
 from lfi_mmdet.engine.preflight import InputError
 from lfi_mmdet.evaluation import Setting, Variant, build_subjects
-from lfi_mmdet.evaluation.demo_store import needs_features
+from lfi_mmdet.models.teachers import GroundTruthTeacher
 
 MEASURES = ('train_step',)
 
@@ -64,12 +63,31 @@ def test_a_cached_teacher_in_the_config_stands_for_the_one_it_names(tiny_config)
         assert cfg.model.teacher == inner
 
 
-def test_features_are_stored_where_a_loss_needs_them(tiny_config):
-    cfg = copy.deepcopy(tiny_config)
-    losses = cfg.model.distiller.losses
-    losses.feature = None
-    assert not needs_features(cfg)
-    losses.feature = dict(type='InteractionFeatureLoss')
-    assert needs_features(cfg)
-    cfg.model.distiller = None
-    assert not needs_features(cfg)
+class TeacherWithFeatures(GroundTruthTeacher):
+    feature_dims = 5
+
+    def targets(self, *args):
+        found = super().targets(*args)
+        found.features = torch.randn(*found.maps.shape[:3], self.feature_dims)
+        return found
+
+
+@pytest.mark.parametrize('loss', [None, dict(type='InteractionFeatureLoss')])
+def test_features_are_stored_where_a_loss_needs_them(tiny_config, monkeypatch, loss):
+    name = TeacherWithFeatures.__name__
+    monkeypatch.setitem(MODELS.module_dict, name, TeacherWithFeatures)
+    options = {
+        'model.teacher.type': name,
+        'model.distiller.losses.feature': loss,
+        'model.distiller.losses.relation': dict(type='InteractionRelationLoss'),
+    }
+    path = tiny_config.filename
+    _, cached = build_subjects(
+        Variant('twin', path, options={'model.backbone.num_queries': 0}),
+        [Variant('cached', path, 'cached', MEASURES, options=options)],
+        Setting(shape=(64, 64)),
+    )
+    stored = cached.data['data_samples'][0].interactions
+    assert ('features' in stored) == (loss is not None)
+    assert ('relations' in stored) == (loss is None)
+    cached.step()

@@ -6,6 +6,8 @@ import pytest
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
+from lfi_mmdet.engine.caching import cache_targets
+from lfi_mmdet.engine.caching_options import CachingOptions
 from lfi_mmdet.engine.preflight import InputError
 from tests.test_tools.conftest import load_tool
 from tests.tiny import tiny_config_text, write_tiny_coco
@@ -79,6 +81,31 @@ def test_two_variants_of_one_name_are_refused(configs):
     arguments = [*configs, '--variant', 'twin']
     with pytest.raises(InputError, match="two variants have the name 'twin'"):
         benchmark.main(arguments)
+
+
+def test_stored_targets_are_timed_in_the_pipeline_that_reads_them(configs, tmp_path):
+    store, out = tmp_path / 'store', tmp_path / 'benchmark.json'
+    cached = tmp_path / 'cached.py'
+    cached.write_text(
+        f'_base_ = {configs[1]!r}\nstore = {str(store)!r}\n'
+        'model = dict(teacher=dict(_delete_=True, type="CachedTeacher", store=store,\n'
+        '    teacher=_base_.model.teacher))\n'
+        'pipeline = [*_base_.train_pipeline[:-1],\n'
+        '    dict(type="LoadCachedTargets", store=store),\n'
+        '    dict(type="PackInteractionInputs")]\n'
+        'train_dataloader = dict(dataset=dict(pipeline=pipeline))\n'
+    )
+    cache_targets(Config.fromfile(cached), CachingOptions(out=str(store)))
+    arguments = [*configs, *SMALL, '--out', str(out), '--images', '3']
+    arguments += ['--variant', 'cached', 'targets=cached', f'config={cached}']
+    benchmark.main([*arguments, '--measure', 'train_step', 'loader', 'checkpoint'])
+    twin, cached = json.loads(out.read_text())['models']
+    assert cached['teacher']['type'] == 'GroundTruthTeacher'
+    assert 0 < cached['loader']['share'] < 1 and twin['loader']['share'] is None
+    names = [row['name'] for row in cached['loader']['transforms']]
+    assert names[-2:] == ['LoadCachedTargets', 'PackInteractionInputs']
+    assert cached['checkpoint']['teacher'] == 0
+    assert cached['train_step']['work'] == twin['train_step']['work']
 
 
 def test_unequal_work_is_remarked():
