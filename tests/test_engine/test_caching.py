@@ -357,6 +357,22 @@ def test_two_datasets_with_the_same_ids_are_refused(root, tmp_path):
         cache(root, tmp_path / 'out', extra=extra)
 
 
+def test_captions_reach_the_teacher_and_are_checked_before(root, tmp_path):
+    path = tmp_path / 'captions.json'
+    extra = (
+        f'train_pipeline.insert(2, dict(type="LoadCaptions", ann_file={str(path)!r}))\n'
+    )
+    entries = [dict(image_id=i, caption=f'red {i}') for i in range(1, 13)]
+    path.write_text(json.dumps(dict(annotations=entries)))
+    cpu = torch.device('cpu')
+    source = caching.Source.build(config(root, extra=extra), 'train', cpu)
+    assert source.dataset[2]['data_samples'].captions == ['red 3']
+    path.write_text(json.dumps(dict(annotations=entries[:5])))
+    with pytest.raises(InputError, match='LoadCaptions|captions'):
+        cache(root, tmp_path / 'out', extra=extra)
+    assert not (tmp_path / 'out').exists()
+
+
 # -- several processes -----------------------------------------------------------------
 MODULE = """
 import os, signal
