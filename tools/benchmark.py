@@ -86,6 +86,15 @@ def build_parser() -> argparse.ArgumentParser:
         help='image in pixels, before padding; default: 640 640',
     )
     add('--batch-size', type=int, help='of training; default: 1 on a CPU, else 2')
+    add(
+        '--positives',
+        type=int,
+        default=0,
+        metavar='N',
+        help='in training, have so many proposals of each image lie on its objects, as '
+        'those of a trained RPN do; default: 0, as those of an untrained one, which '
+        'leaves the mask head little to do and makes LFI look dearer',
+    )
     add('--repeat', type=int, default=10, help='timed turns; default: 10')
     add('--warmup', type=int, default=2, help='turns before; default: 2')
     add('--images', type=int, default=100, help='for measure=loader; default: 100')
@@ -223,6 +232,7 @@ def report(
         batch_size=args.batch_size,
         objects_per_image=NUM_BOXES,
         classes_per_image=NUM_LABELS,
+        positives=args.positives,
         repeat=args.repeat,
         warmup=args.warmup,
         pretrained=args.pretrained,
@@ -241,10 +251,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    for name in ('repeat', 'images', 'batch_size', 'threads'):
+    least = dict(repeat=1, images=1, batch_size=1, threads=1, positives=0, warmup=0)
+    for name, limit in least.items():
         value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f'--{name.replace("_", "-")} {value} is less than 1')
+        if value is not None and value < limit:
+            parser.error(f'--{name.replace("_", "-")} {value} is less than {limit}')
     if args.device != get_device():
         parser.error(
             f'--device {args.device}, but mixed precision is chosen for '
@@ -260,6 +271,7 @@ def main(argv: list[str] | None = None) -> int:
     setting = Setting(
         shape=tuple(args.shape),
         batch_size=args.batch_size,
+        positives=args.positives,
         device=args.device,
         seed=args.seed,
         amp=args.amp,

@@ -204,7 +204,8 @@ def costs(result: dict) -> str:
         f'Images of {height}x{width} pixels; inference with batch 1, without '
         f'post-processing; training with batch {result["batch_size"]}, '
         f'{result["objects_per_image"]} objects of {result["classes_per_image"]} '
-        f'classes in an image; {result["repeat"]} turns.'
+        f'classes in an image, and {result["positives"] or "no"} more proposals on '
+        f'them; {result["repeat"]} turns.'
     )
     return '\n'.join(
         [*lines, '', ' '.join([setting, *result['remarks']])]

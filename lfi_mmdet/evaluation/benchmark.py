@@ -205,7 +205,8 @@ def _inference_mode(subjects: Sequence[Subject]) -> Iterator[None]:
 def _training_mode(subjects: Sequence[Subject]) -> Iterator[None]:
     with ExitStack() as stack:
         for subject in subjects:
-            stack.enter_context(full_proposals(subject.model))
+            positives = subject.setting.positives
+            stack.enter_context(full_proposals(subject.model, positives))
             subject.step.settle()
         stack.enter_context(torch.enable_grad())
         yield

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from mmdet.models.detectors import BaseDetector
+from mmdet.structures import SampleList
 from mmdet.testing import demo_mm_inputs
 from torch import nn
 
@@ -65,25 +66,56 @@ def num_classes(model: BaseDetector) -> int:
 
 
 @contextmanager
-def full_proposals(model: BaseDetector) -> Iterator[None]:
+def full_proposals(model: BaseDetector, positives: int = 0) -> Iterator[None]:
     """Let the RPN hand on as many proposals as it may, whatever its weights.
 
     The work of the RoI heads grows with the number of proposals that survive the
     suppression, so without this an untrained detector would look cheaper or dearer
     than another by chance. Holds in training and testing; detectors without an RPN
     are left alone.
+
+    Args:
+        model: The detector.
+        positives: In training, so many proposals of each image lie on its objects, as
+            those of a trained RPN do. Of one with random weights hardly any does, and
+            the mask head has only the ground truth to learn from.
     """
     rpn: Any = getattr(model, 'rpn_head', None)
+    if rpn is None:
+        yield
+        return
     training = (getattr(model, 'train_cfg', None) or {}).get('rpn_proposal')
-    configs = [] if rpn is None else [c for c in (rpn.test_cfg, training) if c]
+    configs = [config for config in (rpn.test_cfg, training) if config]
     thresholds = [config.nms.iou_threshold for config in configs]
+    propose = rpn.loss_and_predict
+
+    def with_positives(x: Any, data_samples: SampleList, *args: Any, **kw: Any) -> Any:
+        losses, proposals = propose(x, data_samples, *args, **kw)
+        for found, sample in zip(proposals, data_samples):
+            boxes = _near(sample.gt_instances.bboxes, min(positives, len(found)))
+            found.bboxes[len(found) - len(boxes) :] = boxes
+        return losses, proposals
+
     try:
         for config in configs:
             config.nms.iou_threshold = 1.0
+        if positives:
+            rpn.loss_and_predict = with_positives
         yield
     finally:
+        vars(rpn).pop('loss_and_predict', None)
         for config, threshold in zip(configs, thresholds):
             config.nms.iou_threshold = threshold
+
+
+def _near(boxes: Any, count: int) -> torch.Tensor:
+    """So many boxes inside of ground-truth boxes, which they cover by 0.8 or more."""
+    draw = torch.Generator().manual_seed(0)
+    inwards = 0.05 * torch.rand(count, 4, generator=draw).to(boxes.device)
+    boxes = getattr(boxes, 'tensor', boxes)
+    chosen = boxes[torch.arange(count, device=boxes.device) % len(boxes)]
+    sides = (chosen[:, 2:] - chosen[:, :2]).repeat(1, 2)
+    return chosen + inwards * sides * inwards.new_tensor([1, 1, -1, -1])
 
 
 @contextmanager

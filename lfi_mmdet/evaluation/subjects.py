@@ -35,6 +35,7 @@ class Setting:
     Attributes:
         shape: (height, width) of the images in pixels, before padding.
         batch_size: Images in a training step; inference takes one.
+        positives: Proposals on the objects of an image, see :func:`full_proposals`.
         device: Where the models are.
         seed: Of the weights and of the first turn.
         amp: Mixed precision in training, as ``tools/train.py --amp``.
@@ -44,6 +45,7 @@ class Setting:
 
     shape: tuple[int, int]
     batch_size: int = 1
+    positives: int = 0
     device: str = 'cpu'
     seed: int = 0
     amp: bool = False

@@ -66,10 +66,27 @@ def test_in_training_as_many_regions_are_sampled_as_the_config_says(student):
     assert not student.roi_head.bbox_head._forward_pre_hooks
 
 
+def test_positives_are_as_many_as_asked_for(student):
+    sampler = student.roi_head.bbox_sampler
+    sampler.num, sampler.pos_fraction = 60, 0.75
+    student.train_cfg.rpn_proposal.max_per_img = 100
+    data = demo_data(3, (64, 64), batch_size=2)
+    batch = student.data_preprocessor(data, training=True)
+    works = {}
+    for positives in (9, 50):
+        with full_proposals(student, positives), head_work(student) as work:
+            student(**batch, mode='loss')
+        works[positives] = work
+    # besides those asked for, the ground truth and what the RPN finds by chance
+    assert works[9]['boxes'] == works[50]['boxes'] == 2 * 60
+    assert 2 * (9 + 7) <= works[9]['masks'] < works[50]['masks'] == 2 * 45
+    assert 'loss_and_predict' not in vars(student.rpn_head)
+
+
 def test_the_rpn_is_itself_again_afterwards(student):
     configs = student.rpn_head.test_cfg, student.train_cfg.rpn_proposal
     before = [config.nms.iou_threshold for config in configs]
-    with pytest.raises(KeyError), full_proposals(student):
+    with pytest.raises(KeyError), full_proposals(student, positives=3):
         assert [config.nms.iou_threshold for config in configs] == [1, 1]
         raise KeyError
     assert [config.nms.iou_threshold for config in configs] == before != [1, 1]

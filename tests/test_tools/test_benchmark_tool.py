@@ -128,6 +128,8 @@ def test_unequal_work_is_remarked():
     [
         (['--repeat', '0'], '--repeat 0 is less than 1'),
         (['--batch-size', '0'], '--batch-size 0 is less than 1'),
+        (['--positives', '-1'], '--positives -1 is less than 0'),
+        (['--warmup', '-1'], '--warmup -1 is less than 0'),
         (['--threads', '-1'], '--threads -1 is less than 1'),
         (['--measure', 'speed'], "invalid choice: 'speed'"),
     ],

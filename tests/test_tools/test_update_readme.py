@@ -68,7 +68,7 @@ def write_benchmark(folder, models, **changes):
     content = dict(
         FACTS, models=models, command=['benchmark.py', 'x', '--variant', 'a b'],
         shape=[64, 96], batch_size=2, objects_per_image=7, classes_per_image=3,
-        repeat=5, remarks=[], **changes,
+        repeat=5, positives=0, remarks=[], **changes,
     )  # fmt: skip
     (folder / 'benchmark.json').write_text(json.dumps(content))
 
