@@ -1,6 +1,7 @@
-from .geometry import check_geometry, measure_geometry
+from .geometry import check_geometry
 from .load_cached_targets import LoadCachedTargets
 from .load_captions import LoadCaptions
+from .measure_geometry import measure_geometry
 from .pack_interaction_inputs import PackInteractionInputs
 from .warp_maps import warp_maps
 

@@ -1,14 +1,14 @@
-"""Which transforms say where they move pixels, and whether what they say is true."""
+"""Which transforms say where they move pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import mmcv.transforms
 import mmdet.datasets.transforms.transforms
 import mmengine.dataset
-import numpy as np
 
 from lfi_mmdet.engine.preflight import InputError
 
@@ -88,10 +88,15 @@ def check_geometry(
     loaders, filters), padding at the bottom and at the right, and wrappers, if what
     they wrap passes. Classes of other libraries and projects have to be ``allowed``.
 
+    A homography tells where pixels are, but not which are lost: after a crop, nothing
+    may extend the image, or move it in its frame, since filling would then pass for
+    what was there before. Padding a crop to its own size is no problem.
+
     Args:
         transforms: Built transforms.
         allowed: Names of further classes whose user vouches that they update
-            ``homography_matrix`` or move no pixels.
+            ``homography_matrix`` or move no pixels; also of known ones that would be
+            refused.
         key: Where the transforms stand in the config, for messages.
         still: Whether only transforms that move no pixels may pass.
         first: Number of the first of them, for messages.
@@ -102,40 +107,122 @@ def check_geometry(
     Raises:
         InputError: If one does not, or is not known. The message names it.
     """
-    found: set[str] = set()
-    for i, transform in enumerate(transforms, first):
-        found |= _check(transform, allowed, f'{key}.{i}', still)
-    return frozenset(found)
+    walk = _Walk(allowed)
+    walk.steps(transforms, key, still, first)
+    return frozenset(walk.found)
 
 
-def _check(
-    transform: Any, allowed: Collection[str], key: str, still: bool
-) -> frozenset[str]:
-    kind = type(transform)
-    if _name(transform) in allowed:
-        return ALL
-    if kind in _WRAPPING_TYPES:
+@dataclass(frozen=True)
+class _Lost:
+    """Part of an image is gone.
+
+    Attributes:
+        name: Of the transform that has cut it off.
+        size: Width and height that are left where anything was cut off; None if that
+            is not known.
+    """
+
+    name: str
+    size: tuple[int, int] | None
+
+
+class _Walk:
+    """Goes through a pipeline, transform by transform.
+
+    Args:
+        allowed: See :func:`check_geometry`.
+
+    Attributes:
+        found: What the transforms so far may do.
+        lost: What they may have cut off.
+    """
+
+    def __init__(self, allowed: Collection[str]) -> None:
+        self.allowed = allowed
+        self.found: set[str] = set()
+        self.lost: _Lost | None = None
+
+    def steps(self, steps: Iterable[Any], key: str, still: bool, first: int) -> None:
+        """Go through transforms that run one after the other."""
+        for i, step in enumerate(steps, first):
+            self.step(step, f'{key}.{i}', still)
+
+    def step(self, step: Any, key: str, still: bool) -> None:
+        """Go through one transform."""
+        kind = type(step)
+        if _name(step) in self.allowed:
+            self.found |= ALL
+        elif kind in _WRAPPING_TYPES:
+            self._wrapper(step, key, still)
+        elif kind in _RESIZING_TYPES and not still:
+            self.step(step.resize, f'{key}.resize_type', still)
+        elif kind in _MOVING_TYPES and not still:
+            self._moving(step, key)
+        elif kind not in _STILL_TYPES or _distorts(step):
+            raise InputError(_refusal(step, key, still))
+
+    def _wrapper(self, step: Any, key: str, still: bool) -> None:
+        name, key = type(step).__name__, f'{key}.transforms'
+        inner: Any = step.transforms
+        inner = list(getattr(inner, 'transforms', inner))
         # what is reported inside a mapping of keys is lost outside of it
-        mapped = [getattr(transform, m, None) for m in ('mapping', 'remapping')]
-        return check_geometry(
-            _inner(transform), allowed, f'{key}.transforms', still or any(mapped)
-        )
-    if kind in _RESIZING_TYPES and not still:
-        return _check(transform.resize, allowed, f'{key}.resize_type', still)
-    if kind in _MOVING_TYPES and not still:
-        pads = getattr(transform, 'keep_ratio', True)  # FixShapeResize
-        return _MOVING_TYPES[kind] - (frozenset() if pads else {PAD})
-    if kind in _STILL_TYPES and getattr(transform, 'corruption', '') != (
-        'elastic_transform'
-    ):
-        return frozenset()
-    raise InputError(_refusal(transform, key, still))
+        still |= any(getattr(step, m, None) for m in ('mapping', 'remapping'))
+        if isinstance(step, mmcv.transforms.RandomChoice):
+            for _ in range(getattr(step, 'aug_num', 1)):  # RandAugment
+                self._one_of([[branch] for branch in inner], key, still)
+        elif name == 'RandomApply':
+            self._one_of([inner, []], key, still)
+        else:
+            # twice, so that each has also been before each other
+            for _ in range(2 if name == 'RandomOrder' else 1):
+                self.steps(inner, key, still, 0)
+
+    def _one_of(self, branches: list[list[Any]], key: str, still: bool) -> None:
+        before, after = self.lost, set()
+        for i, branch in enumerate(branches):
+            self.lost = before
+            self.steps(branch, key, still, i)
+            after.add(self.lost)
+        lost = sorted((one for one in after if one), key=lambda one: one.name)
+        self.lost = lost[0] if lost else None
+        if len(lost) > 1:
+            self.lost = _Lost(lost[0].name, None)
+
+    def _moving(self, step: Any, key: str) -> None:
+        does = set(_MOVING_TYPES[type(step)])
+        if not getattr(step, 'keep_ratio', True):  # FixShapeResize
+            does.discard(PAD)
+        if self.lost and does & {PAD, MOVE} and not _fits(step, self.lost.size):
+            raise InputError(
+                f'{key}: {_name(step)} fills up what {self.lost.name} before it may '
+                'have cut off; cached targets would take the filling for the image. '
+                'Put it in front, let data_preprocessor.pad_size_divisor do the '
+                'padding, crop to the size that is padded to, or, if that does not '
+                f"matter to you, write LoadCachedTargets(allowed=('{_name(step)}',))"
+            )
+        if CUT in does or MOVE in does:
+            absolute = getattr(step, 'crop_type', None) == 'absolute' and not self.lost
+            self.lost = _Lost(_name(step), tuple(step.crop_size) if absolute else None)
+        elif self.lost and hasattr(step, 'clip_object_border'):  # all that resize
+            self.lost = _Lost(self.lost.name, None)
+        self.found |= does
 
 
-def _inner(transform: Any) -> Iterator[Any]:
-    """The transforms inside a wrapper; RandomChoice has lists of them."""
-    inner = getattr(transform, 'transforms', ())
-    yield from getattr(inner, 'transforms', inner)
+def _fits(step: Any, size: tuple[int, int] | None) -> bool:
+    """Whether padding adds nothing to a side that was cut to this size."""
+    if size is None or not hasattr(step, 'pad_to_square'):
+        return False
+    if step.pad_to_square and size[0] != size[1]:
+        return False
+    divisor = step.size_divisor or 1
+    return (step.size is None or tuple(step.size) == size) and not any(
+        side % divisor for side in size
+    )
+
+
+def _distorts(step: Any) -> bool:
+    """Whether a transform of colours moves pixels after all."""
+    return getattr(step, 'corruption', None) == 'elastic_transform'
 
 
 def _name(transform: Any) -> str:
@@ -170,49 +257,4 @@ def _refusal(transform: Any, key: str, still: bool) -> str:
         f"LoadCachedTargets(allowed=('{name}',)); "
         'otherwise take it out of the pipeline, or train with the teacher itself '
         'instead of CachedTeacher'
-    )
-
-
-def measure_geometry(
-    homography: np.ndarray | None,
-    ori_shape: tuple[int, int],
-    img_shape: tuple[int, int],
-) -> tuple[float, float]:
-    """Compare the final image with where the original one is said to lie.
-
-    Args:
-        homography: 3 x 3, from original to final pixels; None for the identity.
-        ori_shape: (height, width) of the original image in pixels.
-        img_shape: (height, width) of the final image in pixels.
-
-    Returns:
-        Pixels by which the final image extends beyond the original one at most, and
-        pixels by which the original one extends beyond the final image. Both are
-        about 0 if it has been resized and flipped only.
-
-    Raises:
-        ValueError: If the homography is none, or leaves nothing of the original image
-            to see.
-    """
-    matrix = np.eye(3) if homography is None else np.asarray(homography, np.float64)
-    if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
-        raise ValueError(f'homography_matrix={matrix.tolist()} is not 3 x 3 and finite')
-    height, width = ori_shape[:2]
-    corners = np.array([[0, width, 0, width], [0, 0, height, height], [1] * 4])
-    x, y, scale = matrix @ corners
-    if scale.min() <= 0 or abs(np.linalg.det(matrix)) < 1e-12:
-        raise ValueError(
-            f'homography_matrix={matrix.tolist()} maps the image onto a line'
-        )
-    x, y = x / scale, y / scale
-    low, high = np.array([x.min(), y.min()]), np.array([x.max(), y.max()])
-    size = np.array(img_shape[1::-1], float)
-    if (high <= 0).any() or (low >= size).any():
-        raise ValueError(
-            f'homography_matrix={matrix.tolist()} leaves nothing to see of an image of '
-            f'{tuple(ori_shape[:2])} in one of {tuple(img_shape[:2])} pixels'
-        )
-    return (
-        float(max(low.max(), (size - high).max(), 0)),
-        float(max((-low).max(), (high - size).max(), 0)),
     )

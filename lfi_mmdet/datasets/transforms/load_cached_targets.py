@@ -15,7 +15,7 @@ from mmengine.structures import BaseDataElement
 from lfi_mmdet.datasets.target_store.store import TargetStoreReader
 from lfi_mmdet.engine.preflight import InputError
 
-from .geometry import measure_geometry
+from .measure_geometry import measure_geometry
 from .stored_presence import RULES, StoredPresence
 from .warp_maps import warp_maps
 

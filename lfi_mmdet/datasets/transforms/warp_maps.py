@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from scipy.sparse import csr_array
 
@@ -44,47 +46,79 @@ def warp_maps(
         (...), False for maps that have nothing in what is shown, which become uniform.
 
     Raises:
-        ValueError: If the homography cannot be inverted.
+        ValueError: If the homography cannot be inverted, or is not 3 x 3.
     """
-    matrix = np.eye(3) if homography is None else np.asarray(homography, np.float64)
-    inverse = _to_fractions(matrix, ori_shape, img_shape)
+    inverse = _to_fractions(homography, ori_shape, img_shape)
     shape = maps.shape[-2:]
-    if np.abs(inverse[[0, 1, 2, 2], [1, 0, 0, 1]]).max() > _SAME:
+    if isinstance(inverse, np.ndarray):
         flat = maps.reshape(-1, shape[0] * shape[1])
         warped = (_matrix(inverse, shape) @ flat.T).T.reshape(maps.shape)
     else:
-        spans = [(row[2], row[2] + row[i]) for i, row in enumerate(inverse[:2])]
-        if all(_is_whole(span) for span in spans):
-            flips = [slice(None, None, -1 if a > b else 1) for a, b in spans]
+        if all(map(_is_whole, inverse)):
+            flips = [slice(None, None, -1 if a > b else 1) for a, b in inverse]
             return (
                 np.ascontiguousarray(maps[..., flips[1], flips[0]]),
                 np.ones(maps.shape[:-2], bool),
             )
-        columns, rows = (_weights(n, *s) for n, s in zip(shape[::-1], spans))
-        warped = rows @ (maps @ columns.T)
+        columns, rows = (_weights(n, *s) for n, s in zip(shape[::-1], inverse))
+        across = (maps.reshape(-1, shape[1]) @ columns.T).reshape(maps.shape)
+        warped = rows @ across
     total = warped.sum((-2, -1), keepdims=True)
     found = total > _LEAST
-    warped = np.where(found, warped / np.where(found, total, 1), 1 / np.prod(shape))
-    return warped.astype(np.float32), found[..., 0, 0]
+    if found.all():
+        warped /= total
+    else:
+        warped = np.where(
+            found, warped / np.where(found, total, 1), np.float32(1 / np.prod(shape))
+        )
+    return warped, found[..., 0, 0]
 
 
 def _to_fractions(
-    matrix: np.ndarray, ori_shape: tuple[int, int], img_shape: tuple[int, int]
-) -> np.ndarray:
-    """From the final to the original image, with both sides measured as 1."""
-    if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
-        raise ValueError(f'homography_matrix={matrix.tolist()} is not 3 x 3 and finite')
-    final = np.diag((img_shape[1], img_shape[0], 1.0))
-    original = np.diag((1 / ori_shape[1], 1 / ori_shape[0], 1.0))
+    homography: np.ndarray | None,
+    ori_shape: tuple[int, int],
+    img_shape: tuple[int, int],
+) -> np.ndarray | tuple[tuple[float, float], tuple[float, float]]:
+    """From the final to the original image, with both sides measured as 1.
+
+    Returns:
+        Where the final image begins and ends along x and along y; or, if it is rotated
+        or sheared, the matrix 3 x 3.
+    """
+    (height, width), (ori_height, ori_width) = img_shape, ori_shape
+    if homography is None:
+        return (0.0, width / ori_width), (0.0, height / ori_height)
+    a, b, left, c, d, top, e, f, scale = nine_numbers(homography)
+    # plain numbers: arrays this small would take longer than the maps
+    if not (b or c or e or f) and math.isfinite(a + d + left + top) and a * d and scale:
+        return (
+            (-left / a / ori_width, (width * scale - left) / a / ori_width),
+            (-top / d / ori_height, (height * scale - top) / d / ori_height),
+        )
+    matrix = np.array([[a, b, left], [c, d, top], [e, f, scale]])
     try:
-        inverse = original @ np.linalg.inv(matrix) @ final
+        inverse = np.linalg.inv(matrix)
     except np.linalg.LinAlgError:
         inverse = np.full((3, 3), np.nan)
     if not np.isfinite(inverse).all() or not inverse[2, 2]:
         raise ValueError(
-            f'homography_matrix={matrix.tolist()} maps the image onto a line'
+            f'homography_matrix={matrix.tolist()} maps the image onto a line, or is '
+            'not finite'
         )
-    return inverse / inverse[2, 2]
+    original = np.diag((1 / ori_width, 1 / ori_height, 1.0))
+    return original @ (inverse / inverse[2, 2]) @ np.diag((width, height, 1.0))
+
+
+def nine_numbers(homography: np.ndarray) -> list[float]:
+    """The numbers of a homography, row by row.
+
+    Raises:
+        ValueError: If it is not 3 x 3.
+    """
+    matrix = np.asarray(homography, float)
+    if matrix.shape != (3, 3):
+        raise ValueError(f'homography_matrix={matrix.tolist()} is not 3 x 3')
+    return matrix.ravel().tolist()
 
 
 def _is_whole(span: tuple[float, float]) -> bool:
@@ -100,16 +134,15 @@ def _weights(count: int, start: float, stop: float) -> np.ndarray:
         start: Where in the original image, from 0 to 1, the final image begins.
         stop: Where it ends; less than ``start`` if the image is flipped.
     """
-    edges = start + (stop - start) * np.arange(count + 1) / count
-    low, high = np.minimum(edges[1:], edges[:-1]), np.maximum(edges[1:], edges[:-1])
-    inside = np.stack((low.clip(0, 1), high.clip(0, 1)))
-    length = inside[1] - inside[0]
-    points = _points(abs(stop - start))
-    offsets = (np.arange(points) + 0.5) / points
-    places = (inside[0] + length * offsets[:, None]) * count - 0.5
-    places = places.clip(0, count - 1)
-    tents = (1 - np.abs(places[..., None] - np.arange(count))).clip(0)
-    return (tents.mean(0) * (length / (high - low))[:, None]).astype(np.float32)
+    cells = np.arange(count)
+    step = (stop - start) / count
+    middles, half = start + step * (cells + 0.5), abs(step) / 2
+    low, high = (middles - half).clip(0, 1), (middles + half).clip(0, 1)
+    length, points = high - low, _points(abs(stop - start))
+    offsets = (np.arange(points)[:, None] + 0.5) / points
+    places = ((low + length * offsets) * count - 0.5).clip(0, count - 1)
+    tents = (1 - np.abs(places[..., None] - cells)).clip(0).mean(0)
+    return (tents * (length / (2 * half))[:, None]).astype(np.float32)
 
 
 def _matrix(inverse: np.ndarray, shape: tuple[int, ...]) -> csr_array:

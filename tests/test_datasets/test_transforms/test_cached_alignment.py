@@ -33,7 +33,14 @@ from tests.alignment import (
 )
 
 META = StoreMeta(teacher=dict(present='all'), classes=['object'], texts='present')
-PADDING = [None, dict(type='Pad', size_divisor=64), dict(type='Pad', size=(300, 320))]
+PADDING = [dict(type='Pad', size_divisor=64), dict(type='Pad', size=(400, 400))]
+JITTERS = [  # crop, and pad what is smaller than the crop
+    (
+        dict(type='RandomCrop', crop_size=(width, height)),
+        dict(type='Pad', size=(width, height)),
+    )
+    for width, height in [(96, 96), (160, 128)]
+]
 
 
 def stored(scene: Scene, teacher: BrightnessTeacher) -> StoredTargets:
@@ -48,13 +55,20 @@ def stored(scene: Scene, teacher: BrightnessTeacher) -> StoredTargets:
     return decode(encode(record, 'uint8'))
 
 
+@st.composite
+def paddings(draw, augmentation):
+    """Nothing, padding, or a crop with padding; what is cut is not filled up."""
+    if any(one['type'] == 'RandomCrop' for one in augmentation.transforms):
+        return ()
+    return draw(st.sampled_from([(), *((one,) for one in PADDING), *JITTERS]))
+
+
 def cached(scene, augmentation, padding, record):
     """Send a scene through real transforms and load its targets."""
     load = LoadCachedTargets('nowhere')
     load._reader = SimpleNamespace(get=lambda img_id: record, meta=META)
     load._presence = StoredPresence(META)
-    before = [*augmentation.transforms, *([padding] if padding else ())]
-    steps = [TRANSFORMS.build(one) for one in before]
+    steps = [TRANSFORMS.build(one) for one in (*augmentation.transforms, *padding)]
     what = check_geometry(steps)
     pack = TRANSFORMS.build(dict(type='PackInteractionInputs'))
     pipeline = Compose([*steps, load, pack])
@@ -75,16 +89,13 @@ def patch_in_pixels(sample, record):
 @settings(max_examples=120, deadline=None, derandomize=True)
 @given(
     scene=scenes(),
-    augmentation=augmentations(),
-    padding=st.sampled_from(PADDING),
+    augmented=augmentations().flatmap(lambda a: st.tuples(st.just(a), paddings(a))),
     preprocessing=preprocessings(),
     grid=st.sampled_from([(32, 48), (64, 64), (96, 80)]),
 )
-def test_map_and_object_stay_together(
-    scene, augmentation, padding, preprocessing, grid
-):
+def test_map_and_object_stay_together(scene, augmented, preprocessing, grid):
     record = stored(scene, BrightnessTeacher(size=grid))
-    packed, checked = cached(scene, augmentation, padding, record)
+    packed, checked = cached(scene, *augmented, record)
     if packed is None:
         return
     inputs, samples, preprocessor = preprocess([packed], **preprocessing)
