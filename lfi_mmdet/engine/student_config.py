@@ -1,0 +1,173 @@
+"""The config of a student that is deployed alone."""
+
+from __future__ import annotations
+
+import ast
+import copy
+from typing import Any
+
+from mmdet.registry import MODELS
+from mmengine.config import Config
+
+from lfi_mmdet.models.backbones import InteractionViT
+from lfi_mmdet.models.detectors import LFIMixin
+
+from .inference import without_teacher
+from .preflight import InputError
+
+#: Settings of the backbone that mean nothing without queries
+QUERY_SETTINGS = (
+    'interaction_layers',
+    'interaction_heads',
+    'interaction_channels',
+    'interaction_cp',
+    'carry',
+    'query_attention',
+    'feedback',
+    'text_embeddings',
+)
+#: Settings that only training reads, besides those that start with ``train_``
+TRAINING_SETTINGS = (
+    'auto_scale_lr',
+    'launcher',
+    'load_from',
+    'optim_wrapper',
+    'param_scheduler',
+    'resume',
+    'work_dir',
+)
+
+
+def keeps_queries(cfg: Config) -> bool:
+    """Whether the queries of a detector change what it predicts.
+
+    Raises:
+        InputError: If the config is not that of a detector with queries.
+    """
+    backbone = cfg.get('model', {}).get('backbone')
+    if backbone is None:
+        raise InputError('the config has no model.backbone; it is no detector')
+    if _model_class(backbone) is not InteractionViT:
+        raise InputError(
+            f'model.backbone.type={backbone.get("type")!r} has no queries that could '
+            'be exported or left out; choose a config with InteractionViT'
+        )
+    if not backbone.get('num_queries', 0):
+        raise InputError(
+            'model.backbone.num_queries=0: this is a plain detector, of which nothing '
+            'is to be left out'
+        )
+    return bool(backbone.get('feedback', True))
+
+
+def student_config(cfg: Config) -> Config:
+    """Reduce the config of a training to what testing and deployment need.
+
+    The teacher, the distiller and all settings of the training go. Queries that never
+    write back go as well, and with them the detector class that tends to them.
+
+    Args:
+        cfg: Config of the training; is not changed.
+
+    Raises:
+        InputError: See :func:`keeps_queries`.
+    """
+    cfg = copy.deepcopy(cfg)
+    for key in list(cfg.keys()):
+        if key.startswith('train_') or key in TRAINING_SETTINGS:
+            cfg.pop(key)
+    if cfg.get('custom_hooks'):
+        # it would keep a second copy of weights that are averaged already
+        cfg.custom_hooks = [h for h in cfg.custom_hooks if not _is_ema(h)]
+    without_teacher(cfg)
+    backbone = cfg.model.backbone
+    backbone.init_cfg = None
+    if keeps_queries(cfg):
+        backbone.pop('text_embeddings', None)
+        return cfg
+    for name in QUERY_SETTINGS:
+        backbone.pop(name, None)
+    backbone.num_queries = 0
+    plain = plain_type(_model_class(cfg.model))
+    if plain is not None:
+        cfg.model.type = plain
+        for part in ('teacher', 'distiller'):
+            cfg.model.pop(part, None)
+    return cfg
+
+
+def plain_type(detector: Any) -> str | None:
+    """The registered detector that an LFI detector is made of, if there is one.
+
+    Args:
+        detector: A class such as ``class LFIMaskRCNN(LFIMixin, MaskRCNN)``.
+
+    Returns:
+        Its name; None for a class that adds something of its own.
+    """
+    bases: tuple[type, ...] = getattr(detector, '__bases__', ())
+    if len(bases) != 2 or bases[0] is not LFIMixin:
+        return None
+    own = [name for name in vars(detector) if not name.startswith('_')]
+    if own or '__init__' in vars(detector):
+        return None
+    name = bases[1].__name__
+    return name if MODELS.get(name) is bases[1] else None
+
+
+def config_of_checkpoint(text: object, path: str) -> Config:
+    """Read the config that mmengine keeps in a checkpoint.
+
+    Args:
+        text: ``checkpoint['meta']['cfg']``.
+        path: The checkpoint, for messages.
+
+    Raises:
+        InputError: If there is none, or it does more than to state settings. Reading
+            a config runs it, and a checkpoint may come from anywhere.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f'checkpoint {path} holds no config; name it with --config')
+    try:
+        stated = all(_states(node) for node in ast.parse(text).body)
+    except SyntaxError:
+        stated = False
+    if not stated:
+        raise InputError(
+            f'checkpoint {path}: the config in it is not made of plain settings, so it '
+            'is not run; name the config with --config'
+        )
+    return Config.fromstring(text, '.py')
+
+
+def _states(node: ast.AST) -> bool:
+    """Whether code is but ``name = value`` of constants, lists and dicts."""
+    if isinstance(node, ast.Assign):
+        return all(isinstance(t, ast.Name) for t in node.targets) and _states(
+            node.value
+        )
+    if isinstance(node, ast.UnaryOp):
+        return isinstance(node.op, ast.USub) and _states(node.operand)
+    if isinstance(node, ast.List | ast.Tuple | ast.Set):
+        return all(_states(entry) for entry in node.elts)
+    if isinstance(node, ast.Dict):
+        entries = (*node.keys, *node.values)
+        return all(entry is not None and _states(entry) for entry in entries)
+    if isinstance(node, ast.Call):
+        called = isinstance(node.func, ast.Name) and node.func.id == 'dict'
+        values = [word.value for word in node.keywords if word.arg is not None]
+        return (
+            called and len(values) == len(node.keywords) and all(map(_states, values))
+        )
+    return isinstance(node, ast.Constant)
+
+
+def _model_class(cfg: Any) -> Any:
+    kind = cfg.get('type')
+    return MODELS.get(kind) if isinstance(kind, str) else kind
+
+
+def _is_ema(hook: Any) -> bool:
+    kind = hook.get('type') if isinstance(hook, dict) else type(hook)
+    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    return name.rpartition('.')[2] == 'EMAHook'

@@ -1,0 +1,97 @@
+"""tools/export_student.py."""
+
+import pytest
+import torch
+from mmdet.apis import inference_detector, init_detector
+from mmengine.config import Config
+
+from tests.test_tools.conftest import call_tool, in_place
+from tests.tiny import CLASSES, write_tiny_run
+
+EXTRA = """
+model['backbone'].update(feedback={feedback})
+custom_hooks = [dict(type='EMAHook', momentum=0.5)]
+"""
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """Folders of a training without and one with feedback, averaged by EMAHook."""
+    folders = {}
+    for feedback in (False, True):
+        root = tmp_path_factory.mktemp(f'feedback_{feedback}')
+        config = write_tiny_run(root, extra=EXTRA.format(feedback=feedback))
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            in_place(monkeypatch, root)
+            call_tool('train', config)
+        folders[feedback] = root
+    return folders
+
+
+def checkpoint_of(root):
+    return root / 'work_dirs' / 'tiny' / 'iter_2.pth'
+
+
+@pytest.mark.parametrize('feedback', [False, True])
+def test_mmdet_runs_the_exported_student_without_a_teacher(
+    tool, trained, tmp_path, capsys, feedback
+):
+    root = trained[feedback]
+    export = tool('export_student', checkpoint_of(root), 'student.pth')
+    shown = capsys.readouterr().out
+    assert ('without queries: feedback is off' in shown) != feedback
+    assert 'averaged weights' in shown and 'student.py: its config' in shown
+    model = init_detector(str(export.config), str(export.weights), device='cpu')
+    assert type(model).__name__ == ('LFIMaskRCNN' if feedback else 'MaskRCNN')
+    assert getattr(model, 'teacher', None) is None
+    assert tuple(model.dataset_meta['classes']) == CLASSES
+    found = inference_detector(model, str(root / 'train' / '0.png')).pred_instances
+    assert found.masks.shape[1:] == (64, 64)
+    before = torch.load(checkpoint_of(root), weights_only=False)
+    assert export.size < 0.5 * checkpoint_of(root).stat().st_size
+    name = 'backbone.blocks.0.mlp.fc1.weight'
+    assert torch.equal(model.state_dict()[name], before['state_dict'][name])
+    tool('export_student', checkpoint_of(root), 'last.pth', '--no-ema')
+    last = torch.load('last.pth', weights_only=True)['state_dict'][name]
+    assert torch.equal(last, before['ema_state_dict'][f'module.{name}'])
+    assert not torch.equal(last, before['state_dict'][name])
+
+
+@pytest.mark.parametrize('feedback', [False, True])
+def test_it_is_evaluated_as_the_checkpoint_is(tool, trained, feedback):
+    root = trained[feedback]
+    tool('export_student', checkpoint_of(root), 'student.pth')
+    whole = tool('test', root / 'tiny.py', checkpoint_of(root))
+    assert tool('test', 'student.py', 'student.pth') == whole
+
+
+def test_a_config_can_be_named_and_changed(tool, trained):
+    root = trained[True]
+    export = tool(
+        'export_student', checkpoint_of(root), 'student.pth', '--config',
+        root / 'tiny.py', '--cfg-options', 'model.teacher.type=NoSuchTeacher',
+        'model.test_cfg.rcnn.score_thr=0.5',
+    )  # fmt: skip
+    cfg = Config.fromfile(export.config)
+    assert cfg.model.test_cfg.rcnn.score_thr == 0.5 and cfg.model.teacher is None
+
+
+def test_bad_input_ends_in_one_line(refusal, trained):
+    checkpoint = checkpoint_of(trained[True])
+    assert 'no.pth: no such file' in refusal('export_student', 'no.pth', 'a.pth')
+    options = ['--config', trained[False] / 'tiny.py']
+    message = refusal('export_student', checkpoint, 'a.pth', *options)
+    assert 'is not in the model' in message
+    message = refusal('export_student', checkpoint, 'a.pth', '--config', 'no.py')
+    assert 'config no.py: no such file' in message
+    assert refusal('export_student', checkpoint, checkpoint).endswith(
+        'is the checkpoint itself; choose another name'
+    )
+
+
+def test_options_without_a_config_are_refused_with_the_usage(tool, trained, capsys):
+    with pytest.raises(SystemExit) as caught:
+        tool('export_student', checkpoint_of(trained[True]), 'a.pth',
+             '--cfg-options', 'a=1')  # fmt: skip
+    assert caught.value.code == 2
+    assert '--cfg-options needs --config' in capsys.readouterr().err
