@@ -143,9 +143,8 @@ def config_of_checkpoint(text: object, path: str) -> Config:
 def _states(node: ast.AST) -> bool:
     """Whether code is but ``name = value`` of constants, lists and dicts."""
     if isinstance(node, ast.Assign):
-        return all(isinstance(t, ast.Name) for t in node.targets) and _states(
-            node.value
-        )
+        names = [getattr(target, 'id', '_base_') for target in node.targets]
+        return '_base_' not in names and _states(node.value)
     if isinstance(node, ast.UnaryOp):
         return isinstance(node.op, ast.USub) and _states(node.operand)
     if isinstance(node, ast.List | ast.Tuple | ast.Set):
@@ -155,10 +154,9 @@ def _states(node: ast.AST) -> bool:
         return all(entry is not None and _states(entry) for entry in entries)
     if isinstance(node, ast.Call):
         called = isinstance(node.func, ast.Name) and node.func.id == 'dict'
-        values = [word.value for word in node.keywords if word.arg is not None]
-        return (
-            called and len(values) == len(node.keywords) and all(map(_states, values))
-        )
+        return called and all(map(_states, (*node.args, *node.keywords)))
+    if isinstance(node, ast.keyword):
+        return node.arg is not None and _states(node.value)
     return isinstance(node, ast.Constant)
 
 
