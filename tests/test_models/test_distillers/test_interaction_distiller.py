@@ -66,6 +66,29 @@ def test_a_student_that_looks_as_the_teacher_does_has_no_attention_loss():
     assert run(distiller, trace, targets)['loss_lfi_attention'].item() < 1e-6
 
 
+def test_a_student_layer_is_compared_with_the_teacher_layer_beside_it():
+    targets, trace = make_targets(), make_trace()
+    few = make_distiller(dict(attention=ALL['attention']))
+    (one, other), _ = few.align(trace, targets, [(32, 32)] * 2, (8, 8))
+    many = make_distiller(dict(attention=ALL['attention']), teacher_layers=5)
+    assert many.pairs == [(0, 2), (1, 4)]
+    noise = make_targets()
+    targets.maps = torch.stack(
+        [
+            *noise.maps.unbind(1),
+            targets.maps[:, 0],
+            noise.maps[:, 0],
+            targets.maps[:, 1],
+        ],
+        1,
+    )
+    targets.features = targets.features[:, [0, 0, 0, 0, 1]]
+    found, _ = many.align(trace, targets, [(32, 32)] * 2, (8, 8))
+    for pair, expected in zip(found, (one, other)):
+        torch.testing.assert_close(pair.target, expected.target)
+        torch.testing.assert_close(pair.features, expected.features)
+
+
 @pytest.mark.parametrize('name', sorted(ALL))
 def test_rows_of_present_texts_alone_give_the_same_losses_and_gradients(name):
     present = torch.tensor([[True, False, True], [False, False, True]])

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from lfi_mmdet.models.teachers import CLIPTeacher
 from lfi_mmdet.models.teachers.clip import normalise_maps
@@ -40,6 +41,9 @@ def last_block(network, x, mode):
     attn.in_proj_weight.data[width : 2 * width] = attn.in_proj_weight.data[:width]
     attn.in_proj_bias.data[width : 2 * width] = attn.in_proj_bias.data[:width]
     y = block.ln_1(x)
+    if not isinstance(attn, nn.MultiheadAttention):
+        attn.ln_k = attn.ln_q
+        return block.ls_1(block.ln_attn(attn(y)))
     return block.ls_1(attn(y, y, y, need_weights=True)[0])
 
 
@@ -141,9 +145,13 @@ def test_what_the_teacher_says_about_itself(sharp):
     assert targets.present is PRESENT
 
 
-@pytest.mark.parametrize('mode', ['value', 'last'])
+@pytest.mark.parametrize('mode', CLIPTeacher.MODES)
 def test_blocks_with_other_attention_are_read_as_well(configs, mode):
     teacher = CLIPTeacher('tiny-clip-qknorm', mode=mode, class_names=CLASSES)
+    torch.manual_seed(0)
+    for name, value in teacher.network.visual.named_parameters():
+        if 'ln_' in name:
+            value.data.normal_(1.0, std=0.5)
     images = some_images()
     maps, _ = expected(teacher.network, images, mode)
     targets = teacher.interact(images, EVERY)

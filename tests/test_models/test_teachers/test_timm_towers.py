@@ -30,6 +30,8 @@ def sharpen(teacher) -> None:
             value.data.normal_(std=value.shape[-1] ** -0.5)
         elif name.endswith('q_bias') or name.endswith('q_proj.bias'):
             value.data.normal_()
+        elif 'gamma' in name:  # alike, they would vanish in the norm that follows
+            value.data.uniform_(0.2, 1.5)
 
 
 @torch.no_grad()
@@ -67,10 +69,12 @@ def last_block(trunk, images, mode):
         elif attn.qkv.bias is not None:
             attn.qkv.bias.data[32:64] = attn.qkv.bias.data[:32]
     y = attn(block.norm1(x), **extra)
+    if hasattr(block, 'ls1'):
+        return block.ls1(y)
     return block.gamma_1 * y if getattr(block, 'gamma_1', None) is not None else y
 
 
-@pytest.mark.parametrize('name', ['tiny-eva', 'tiny-eva-fused'])
+@pytest.mark.parametrize('name', ['tiny-eva', 'tiny-eva-fused', 'tiny-eva-mean'])
 @pytest.mark.parametrize('mode', CLIPTeacher.MODES)
 def test_patches_of_eva_are_projected_as_its_class_token_is(configs, name, mode):
     teacher, images = teacher_of(name, mode=mode), some_images()
@@ -184,6 +188,15 @@ def test_a_tokenizer_that_cannot_be_downloaded_is_named_with_the_way_out(configs
             RuntimeError, match='/no/such/tokenizer.*teacher.tokenizer='
         ):
             teacher_of('tiny-sigmoid')
+
+
+def test_a_pooler_with_positions_of_its_own_is_refused(configs):
+    from lfi_mmdet.models.teachers.towers import TimmTower
+
+    visual = teacher_of('tiny-sigmoid').network.visual
+    visual.trunk.attn_pool.pos_embed = nn.Parameter(torch.zeros(16, 32))
+    with pytest.raises(ValueError, match='pools with positions of its own'):
+        TimmTower(visual, 'tiny-sigmoid')
 
 
 def test_a_tower_without_a_patch_grid_is_refused(configs):

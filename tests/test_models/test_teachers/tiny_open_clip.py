@@ -47,7 +47,7 @@ CONFIGS: dict[str, dict] = {
     'tiny-clip-timm': _vision(
         _CLIP, timm_model_name='test_vit', timm_pool='token', image_size=160
     ),
-    'tiny-clip-qknorm': _vision(_CLIP, qk_norm=True),
+    'tiny-clip-qknorm': _vision(_CLIP, qk_norm=True, scale_attn=True),
     'tiny-clip-oneblock': _vision(_CLIP, layers=1),
     'tiny-clip-longtext': dict(_CLIP, text_cfg=dict(_TEXT, context_length=20)),
     'tiny-eva': dict(
@@ -59,6 +59,12 @@ CONFIGS: dict[str, dict] = {
     'tiny-eva-fused': dict(
         _vision(
             _CLIP, timm_model_name='tiny_eva_fused', timm_pool='token', timm_proj=None
+        ),
+        custom_text=True,
+    ),
+    'tiny-eva-mean': dict(
+        _vision(
+            _CLIP, timm_model_name='tiny_eva_clip', timm_pool='avg', timm_proj=None
         ),
         custom_text=True,
     ),

@@ -35,11 +35,17 @@ def tiny_eva_clip(pretrained: bool = False, **kwargs: Any) -> Eva:
 
 @register_model
 def tiny_eva_fused(pretrained: bool = False, **kwargs: Any) -> Eva:
-    """EVA01: one projection with separate biases."""
-    return Eva(qkv_fused=True, init_values=0.5, **_size(kwargs))
+    """One projection with separate biases (EVA01), and rotary positions (PE)."""
+    return Eva(
+        qkv_fused=True,
+        init_values=0.5,
+        use_rot_pos_emb=True,
+        ref_feat_shape=(4, 4),
+        **_size(kwargs),
+    )
 
 
 @register_model
 def tiny_siglip(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """No class token, and a latent that attends to the patches."""
-    return VisionTransformer(class_token=False, **_size(kwargs))
+    return VisionTransformer(class_token=False, init_values=0.5, **_size(kwargs))
