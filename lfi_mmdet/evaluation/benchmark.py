@@ -9,7 +9,10 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from mmdet.registry import MODELS
 from mmengine.runner import set_random_seed
+
+from lfi_mmdet.engine.student_config import student_config
 
 from .checkpoint_size import checkpoint_bytes
 from .complexity import count_flops, count_parameters
@@ -83,9 +86,11 @@ class Benchmark:
         results: Results = []
         for subject in subjects:
             count = count_parameters(subject.model)
-            # queries that never write back are of no use once training is over
-            removable = not getattr(subject.model.backbone, 'feedback', False)
-            exported = count['total'] - removable * count['interaction']
+            exported = count['total']
+            if count['interaction']:
+                # what tools/export_student.py makes of it
+                student = MODELS.build(student_config(subject.cfg).model)
+                exported = count_parameters(student)['total']
             results.append(dict(count, exported=exported))
         return results
 
