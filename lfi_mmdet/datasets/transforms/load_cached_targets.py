@@ -51,7 +51,7 @@ class LoadCachedTargets(BaseTransform):
     (L, P, h, w), over ``img_shape``; ``relations`` (L, P, P) and ``features``
     (L, P, C), where the store has them, of the whole original image; all float32. Its
     meta information: ``loader`` says which transform made it, ``beyond`` and ``cut``
-    are of :func:`measure_geometry`.
+    are those of :func:`measure_geometry`, as far as rounding does not explain them.
 
     Args:
         store: Folder of the stored targets.
