@@ -361,6 +361,10 @@ def test_bfloat16_autocast_trains_on_the_cpu():
         (dict(teacher=dict(type='LinearTeacher', present='some')), ValueError,
          "teacher.present='some' is not known; choose from"),
         (dict(distiller=None), ValueError, 'model.distiller is not'),
+        (dict(distiller=dict(
+            detector_cfg().distiller,
+            assignment=dict(type='SinkhornAssignment', num_tied=2),
+        )), ValueError, 'assignment.num_tied=2; choose 3, or 0'),
     ],
 )  # fmt: skip
 def test_impossible_configs_are_refused_when_built(changes, error, message):

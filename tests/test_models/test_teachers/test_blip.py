@@ -296,6 +296,15 @@ def test_it_is_frozen_quiet_and_shared(make):
     teacher.verify()
 
 
+def test_random_weights_are_the_same_each_time_and_draw_nothing(make):
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = make(pretrained=None).weights_hash()
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert make(pretrained=None).weights_hash() == first
+
+
 def test_maps_survive_autocast_and_a_rounded_network(make):
     images = some_images()
     plain = make().interact(images, PRESENT)

@@ -11,6 +11,8 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import nn
 
+from lfi_mmdet.models.teachers import CLIPTeacher
+
 from .tiny_open_clip import CLASSES, some_images
 
 PRESENT = torch.tensor([[True, True, False], [False, True, True]])
@@ -89,6 +91,17 @@ def test_a_changed_weight_is_noticed(student):
         teacher.verify()
     with pytest.raises(RuntimeError, match='changed'):
         student.half()  # a cast does not hide it
+
+
+@pytest.mark.parametrize('precision', ['bfloat16', 'float16'])
+def test_weights_are_rounded_when_they_are_loaded(saved, precision):
+    options = dict(pretrained=saved('tiny-clip')[1], class_names=CLASSES)
+    teacher = CLIPTeacher('tiny-clip', precision=precision, **options)
+    dtype = getattr(torch, precision)
+    assert {value.dtype for value in teacher.network.parameters()} == {dtype}
+    teacher.verify()  # the hash is of the rounded ones
+    plain = CLIPTeacher('tiny-clip', **options)
+    assert plain.weights_hash() != teacher.weights_hash()
 
 
 @pytest.mark.parametrize('precision', ['bfloat16', 'float16'])

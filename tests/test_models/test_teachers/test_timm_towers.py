@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lfi_mmdet.models.teachers import CLIPTeacher, SigLIPTeacher
+from lfi_mmdet.models.teachers.open_clip_loader import load_tokenizer
 
 from .tiny_open_clip import CLASSES, GRID, some_images
 
@@ -168,6 +169,14 @@ def test_a_tokenizer_is_taken_from_a_folder(configs, tokenizer_folder):
     teacher = teacher_of('tiny-sigmoid', tokenizer=tokenizer_folder)
     tokens = teacher.tokenizer(['this is a cat'])[0].tolist()
     assert tokens == [2, 3, 4, 7] + [0] * 12  # the model's context length
+
+
+def test_a_tokenizer_from_a_folder_cleans_texts_as_the_models_own_does(
+    tokenizer_folder,
+):
+    tokenizer = load_tokenizer('ViT-B-16-SigLIP', folder=tokenizer_folder)
+    tokens = tokenizer(['This is a CAT!'])[0].tolist()
+    assert tokens == [2, 3, 4, 7] + [0] * 60
 
 
 def test_a_tokenizer_that_cannot_be_downloaded_is_named_with_the_way_out(configs):

@@ -87,6 +87,14 @@ def test_a_view_of_the_images_own_size_shows_its_pixels(inputs):
     torch.testing.assert_close(image * 255, pixels[:, :, :40, :56].float())
 
 
+def test_what_resizing_overshoots_stays_within_the_colours_there_are():
+    view = TeacherView((80, 112), mean=(0, 0, 0), std=(1, 1, 1))
+    edges = torch.zeros(1, 3, 40, 56)
+    edges[..., 20:, :] = 255
+    image = view(edges, samples([(40, 56)]), student(normalise=False))
+    assert image.min() == 0 and image.max() == 1
+
+
 def test_the_batch_is_left_as_it_is(inputs):
     before = inputs.clone()
     TeacherView((48, 64))(inputs, samples([(48, 64)] * 3), student(normalise=False))
