@@ -89,6 +89,21 @@ def test_a_student_layer_is_compared_with_the_teacher_layer_beside_it():
         torch.testing.assert_close(pair.features, expected.features)
 
 
+def test_student_layers_may_share_a_layer_of_the_teacher():
+    targets, trace = make_targets(), make_trace()
+    distiller = make_distiller(dict(attention=ALL['attention']))
+    _, last = distiller.align(trace, targets, [(32, 32)] * 2, (8, 8))[0]
+    targets = targets.map(lambda value: value[:, -1:] if value.ndim > 2 else value)
+    for mapping, count in (('uniform', 2), ('last', 1)):
+        distiller = make_distiller(
+            dict(attention=ALL['attention']), teacher_layers=1, layer_mapping=mapping
+        )
+        pairs, _ = distiller.align(trace, targets, [(32, 32)] * 2, (8, 8))
+        assert len(pairs) == count
+        assert all(torch.equal(pair.target, last.target) for pair in pairs)
+        assert torch.equal(pairs[-1].queries, trace.queries[1])
+
+
 @pytest.mark.parametrize('name', sorted(ALL))
 def test_rows_of_present_texts_alone_give_the_same_losses_and_gradients(name):
     present = torch.tensor([[True, False, True], [False, False, True]])

@@ -261,6 +261,7 @@ def test_rows_that_only_fill_up_do_not_overwrite_their_text():
 def test_targets_that_were_selected_can_be_spread_again():
     targets = ask(ensemble(dict(seed=1)))
     targets.log_mass = torch.rand(2, 2, 3)
+    targets.relations = cosines(targets.features)
     back = targets.select(targets.present).spread(3)
     assert torch.equal(back.present, targets.present)
     where = targets.present[:, None].expand(-1, 2, -1)
@@ -268,4 +269,8 @@ def test_targets_that_were_selected_can_be_spread_again():
     torch.testing.assert_close(back.features[where], targets.features[where])
     assert (back.maps[~where] == 1 / 16).all()
     assert torch.equal(back.log_mass[where], targets.log_mass[where])
+    few = targets.select(targets.present)
+    torch.testing.assert_close(few.relations, cosines(few.features))
+    both = where[..., None] & where[..., None, :]
+    assert torch.equal(back.relations, targets.relations.masked_fill(~both, 0))
     assert (back.log_mass[~where] < -1e30).all()
