@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from mmdet.structures import SampleList
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from lfi_mmdet.structures import InteractionTargets
@@ -85,6 +87,19 @@ class PromptTeacher(FrozenTeacher):
             raise ValueError(
                 "teacher.present='teacher' does not go with teacher.texts='captions'; "
                 "choose 'ground_truth' or 'all'"
+            )
+        if (
+            self.view.num_tiles > 1
+            and self.reading == 'attention'
+            and self.present != 'teacher'
+        ):
+            print_log(
+                "teacher.teacher_view='tiles' with teacher.reading='attention': "
+                'attention sums to 1 in every tile, so that tiles count nearly alike, '
+                'whether or not they show what a text names; other readings, or '
+                "teacher.present='teacher', tell them apart",
+                logger='current',
+                level=logging.WARNING,
             )
         self.templates = (template,) if isinstance(template, str) else tuple(template)
         if not self.templates:

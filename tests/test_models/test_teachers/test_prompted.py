@@ -9,6 +9,7 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import nn
 
+from lfi_mmdet.models.teachers import prompted
 from lfi_mmdet.models.teachers.prompted import PromptTeacher, Reading
 
 CLASSES = ('cat', 'dog', 'bird')
@@ -118,3 +119,22 @@ def test_words_of_captions_stay_with_their_image_in_tiles(pixels):
         alone = teacher(pixels[index : index + 1], [sample], None, compact=False)
         torch.testing.assert_close(found.maps[index], alone.maps[0])
     assert found.maps.shape == (2, 1, 3, 2, 4)
+
+
+@pytest.mark.parametrize(
+    'options, warned',
+    [
+        (dict(teacher_view='tiles'), True),
+        (dict(teacher_view='tiles', present='teacher'), False),
+        (dict(teacher_view='tiles', reading='similarity'), False),
+        (dict(), False),
+    ],
+)
+def test_tiles_that_attention_cannot_tell_apart_are_warned_of(
+    monkeypatch, options, warned
+):
+    seen = []
+    monkeypatch.setattr(prompted, 'print_log', lambda text, **_: seen.append(text))
+    monkeypatch.setattr(LetterTeacher, 'READINGS', ('attention', 'similarity'))
+    LetterTeacher(**options)
+    assert ['count nearly alike' in text for text in seen] == [True] * warned
