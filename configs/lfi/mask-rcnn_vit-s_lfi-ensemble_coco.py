@@ -7,7 +7,9 @@ model = dict(
         type='EnsembleTeacher',
         teachers=[
             dict(
-                type='CoCaTeacher', model='coca_ViT-L-14', pretrained='laion2b_s13b_b90k'
+                type='CoCaTeacher',
+                model='coca_ViT-L-14',
+                pretrained='laion2b_s13b_b90k',
             ),
             dict(
                 type='CLIPTeacher',

@@ -115,8 +115,8 @@ class LFIMixin(Detector):
         texts = self.teacher.num_texts
         if self.distiller.assignment is None and texts != tied:
             raise ValueError(
-                f'the teacher has {texts} texts, but backbone.num_queries={tied}; texts '
-                'beyond the classes need distiller.assignment, e.g. '
+                f'the teacher has {texts} texts, but backbone.num_queries={tied}; '
+                'texts beyond the classes need distiller.assignment, e.g. '
                 "dict(type='HungarianAssignment')"
             )
 

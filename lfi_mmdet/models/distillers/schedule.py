@@ -16,7 +16,8 @@ class LossSchedule:
         stop: When the distillation ends for good; None for never. From then on the
             teacher is not run.
         interval: The teacher is run, and its losses count, in every so many iterations
-            only, the first one included. The losses are not scaled up for it.
+            only, the first one included. The losses are not scaled up for it; in the
+            others they are 0, and so the log shows a fraction of them.
     """
 
     def __init__(

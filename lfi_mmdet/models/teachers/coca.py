@@ -302,8 +302,10 @@ class CoCaTeacher(PromptTeacher):
         if images.latent is None or not self.wants_scores:
             return None
         network: Any = self.network
-        classes = self._class_latents(prompts['latents'].float(), self._rows)
-        logits = images.latent @ classes.T * network.logit_scale.exp().float()
+        with torch.autocast(images.latent.device.type, enabled=False):
+            classes = self._class_latents(prompts['latents'].float(), self._rows)
+            scale = network.logit_scale.exp().float()
+            logits = images.latent.float() @ classes.T * scale
         return logits.softmax(-1)[:, self._rows.to(logits.device)]
 
     # -- readings ----------------------------------------------------------------------

@@ -89,7 +89,7 @@ def load_open_clip(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(RANDOM_SEED)
         try:
-            return open_clip.create_model(model, **options)
+            network = open_clip.create_model(model, **options)
         except Exception as error:
             # of another architecture, thousands of keys do not fit
             reason = shorten(str(error), 1000)
@@ -97,6 +97,18 @@ def load_open_clip(
                 f'open_clip cannot build teacher.model={model!r} with {source}: '
                 f'{reason}'
             ) from error
+        if source == 'random weights':
+            _fill_projection(network)
+    return network
+
+
+def _fill_projection(network: Any) -> None:
+    """Initialise what open_clip leaves as it finds the memory: CoCa's vocabulary."""
+    projection = getattr(
+        getattr(network, 'text_decoder', None), 'text_projection', None
+    )
+    if isinstance(projection, nn.Parameter):
+        nn.init.normal_(projection, std=projection.shape[0] ** -0.5)
 
 
 def load_tokenizer(

@@ -1,6 +1,5 @@
 """Targets as bytes: what is exact, how large the error is, and what is refused."""
 
-
 import numpy as np
 import pytest
 from hypothesis import given, settings

@@ -324,3 +324,12 @@ def test_the_first_process_of_a_machine_fetches_before_the_others(
     monkeypatch.setattr(open_clip_loader, 'barrier', lambda: seen.append('wait'))
     assert open_clip_loader._fetch_once(OpenClip, {}, None) == 'file'
     assert seen == order
+
+
+def test_random_weights_are_random_everywhere_and_the_same_each_time(configs):
+    one, other = (
+        open_clip_loader.load_open_clip('tiny-coca').state_dict() for _ in range(2)
+    )
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    projection = one['text_decoder.text_projection']
+    assert 0.9 < projection.std() * projection.shape[0] ** 0.5 < 1.1
