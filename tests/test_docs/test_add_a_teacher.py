@@ -26,7 +26,7 @@ def run(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     yield Config.fromfile(tmp_path / 'colours.py')
-    MODELS.module_dict.pop('ColourTeacher', None)
+    MODELS.module_dict.pop('PaletteTeacher', None)
     sys.modules.pop('my_teachers', None)
 
 
@@ -43,7 +43,7 @@ def test_the_teacher_trains_a_student(run, tmp_path):
 
 
 def test_its_maps_point_at_the_colour(run):
-    teacher = MODELS.build(dict(type='ColourTeacher', class_names=CLASSES))
+    teacher = MODELS.build(dict(type='PaletteTeacher', class_names=CLASSES))
     image = torch.zeros(1, 3, 64, 64)
     image[:, 0, :16, 48:] = 4  # red, top right
     image[:, 2, 40:, :8] = 4  # blue, bottom left
