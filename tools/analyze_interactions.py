@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from mmdet.registry import MODELS
-from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import set_random_seed
 from terminaltables import AsciiTable
@@ -24,6 +23,7 @@ from lfi_mmdet.evaluation import (
     run_info,
     write_json,
 )
+from lfi_mmdet.evaluation.initialise import initialise_quietly
 from lfi_mmdet.models.detectors import LFIMixin
 from lfi_mmdet.visualization import MapRow, draw_detections, draw_interaction_maps
 from lfi_mmdet.visualization.interaction_maps import map_rows
@@ -78,17 +78,6 @@ def load_student(model: torch.nn.Module, path: str) -> None:
         check_weights(model, path, 'test')
     finally:
         model.distiller = distiller
-
-
-def initialise(model: torch.nn.Module) -> None:
-    """Initialise as training does, without a log entry for every single weight."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel('WARNING')
-    try:
-        model.init_weights()
-    finally:
-        logger.setLevel(level)
 
 
 def pictures(
@@ -180,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
         if weights in (None, 'none'):
             continue
         if name == 'start' and weights == 'init':
-            initialise(model)
+            initialise_quietly(model)
         else:
             load_student(model, weights)
         results[name] = interaction_divergence(model, tqdm(loader, name, ncols=70))

@@ -13,14 +13,16 @@ from mmdet.datasets import CocoDataset
 from mmdet.models.detectors import BaseDetector
 from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import set_random_seed
 from torch import nn
 
+from lfi_mmdet.engine.hooks.compile_hook import compile_parts
+
 from .checkpoint_size import part_of
 from .demo_batch import demo_data, num_classes
 from .demo_store import attach_targets, write_demo_store
+from .initialise import initialise_quietly
 from .train_step import TrainStep, common_steps
 from .variants import Variant
 
@@ -143,13 +145,7 @@ def build_detector(cfg: Config, setting: Setting) -> BaseDetector:
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     set_random_seed(setting.seed)
     model = MODELS.build(cfg.model)
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel('WARNING')
-    try:
-        model.init_weights()
-    finally:
-        logger.setLevel(level)
+    initialise_quietly(model)
     return model.to(setting.device)
 
 
@@ -178,20 +174,6 @@ def class_names(count: int) -> list[str]:
     """So many class names: COCO's, and made-up ones if they do not suffice."""
     names = list(CocoDataset.METAINFO['classes'])
     return (names + [f'class {i}' for i in range(len(names), count)])[:count]
-
-
-def compile_parts(model: nn.Module, name: str) -> None:
-    """Apply ``torch.compile`` to a module, or to each child of a list of modules.
-
-    Raises:
-        ValueError: If the model has no such module.
-    """
-    try:
-        part = model.get_submodule(name)
-    except AttributeError as error:
-        raise ValueError(f'compile={name}: {error}') from None
-    for module in part if isinstance(part, nn.ModuleList) else [part]:
-        module.compile()
 
 
 def inference_tensors(model: nn.Module) -> list[torch.Tensor]:

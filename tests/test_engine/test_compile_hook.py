@@ -34,5 +34,7 @@ def test_a_compiled_student_trains_alike_and_is_saved_under_its_names(tmp_path):
 def test_a_module_that_is_not_there_is_named(tmp_path):
     write_tiny_run(tmp_path)
     hook = dict(type='CompileHook', module='backbone.bloks')
-    with pytest.raises(ValueError, match="module='backbone.bloks'.*backbone.blocks"):
+    with pytest.raises(
+        ValueError, match='CompileHook.module=backbone.bloks: .*backbone.blocks'
+    ):
         train(tmp_path, 'a', [hook])

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from lfi_mmdet.engine.hooks.compile_hook import compile_parts
 from lfi_mmdet.evaluation import Setting, Subject, Variant, build_subjects, head_work
-from lfi_mmdet.evaluation.subjects import class_names, compile_parts, inference_tensors
+from lfi_mmdet.evaluation.subjects import class_names, inference_tensors
 from tests.tiny import CLASSES
 
 PLAIN = {'model.backbone.num_queries': 0}

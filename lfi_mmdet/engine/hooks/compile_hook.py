@@ -38,18 +38,39 @@ class CompileHook(Hook):
             ValueError: If the detector has no such module.
         """
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        try:
-            found = model.get_submodule(self.module)
-        except AttributeError as error:
-            raise ValueError(
-                f'CompileHook.module={self.module!r}: {error}; choose e.g. '
-                "'backbone.blocks' or 'neck'"
-            ) from error
-        parts = list(found) if isinstance(found, nn.ModuleList) else [found]
-        for part in parts:
-            part.compile(**self.options)
+        key = 'CompileHook.module'
+        count = compile_parts(model, self.module, key, **self.options)
         print_log(
-            f'compiled {len(parts)} modules of {self.module}; the first iterations '
+            f'compiled {count} modules of {self.module}; the first iterations '
             'take longer',
             logger='current',
         )
+
+
+def compile_parts(
+    model: nn.Module, name: str, key: str = 'compile', **options: Any
+) -> int:
+    """Apply ``torch.compile`` in place to a module, or to each entry of a list of them.
+
+    Args:
+        model: The detector.
+        name: Dotted name of the module.
+        key: Where the name was given, for messages.
+        **options: For :func:`torch.compile`.
+
+    Returns:
+        Number of modules that were compiled.
+
+    Raises:
+        ValueError: If the model has no such module.
+    """
+    try:
+        found = model.get_submodule(name)
+    except AttributeError as error:
+        raise ValueError(
+            f"{key}={name}: {error}; choose e.g. 'backbone.blocks' or 'neck'"
+        ) from error
+    parts = list(found) if isinstance(found, nn.ModuleList) else [found]
+    for part in parts:
+        part.compile(**options)
+    return len(parts)

@@ -13,6 +13,7 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from .attention_capture import head_softmax
+from .attention_gradient import explicit_attention, ordinary, relevance
 from .blip_loader import load_blip, load_blip_tokenizer
 from .clip import normalise_maps
 from .heads import HeadChoice
@@ -41,13 +42,11 @@ class CrossAttention:
         module: BERT's attention module.
         hidden: Text side, (M, S, C).
         patches: Image side, (M, 1 + N, C).
-        probs: With gradients, the attention itself, (M, h, S, 1 + N).
     """
 
     module: Any
     hidden: Tensor = field(default_factory=lambda: torch.empty(0))
     patches: Tensor = field(default_factory=lambda: torch.empty(0))
-    probs: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 @MODELS.register_module()
@@ -296,21 +295,20 @@ class BLIPTeacher(PromptTeacher):
         self, tokens: Tensor, prompts: dict[str, Tensor], ids: Tensor
     ) -> Tensor:
         """Attention times its positive gradients, (M, L, 1 + N)."""
-        with torch.inference_mode(False), torch.enable_grad():
-            with self._record(probs=True) as records:
-                score = self._match(tokens.clone(), prompts, ids)[:, 1].sum()
-            probs = [record.probs for record in records]
+        modules = [self._attention_of(self.network, layer) for layer in self.layers]
+        with explicit_attention(modules) as records:
+            score = self._match(ordinary(tokens), prompts, ids)[:, 1].sum()
+            probs = [record.probs for record in records if record.probs is not None]
             grads = torch.autograd.grad(score, probs)
+        weights = prompts['weights'][ids]
         maps = [
-            self._of_words(
-                p.detach().float() * g.float().clamp(min=0), prompts['weights'][ids]
-            )
+            self._of_words(relevance(p, g, heads='keep'), weights)
             for p, g in zip(probs, grads)
         ]
         return torch.cat(maps, 1)
 
     @contextmanager
-    def _record(self, probs: bool = False) -> Iterator[list[CrossAttention]]:
+    def _record(self) -> Iterator[list[CrossAttention]]:
         """Keep what goes through the cross-attention of the layers that are read."""
         records = [
             CrossAttention(self._attention_of(self.network, layer))
@@ -329,18 +327,8 @@ class BLIPTeacher(PromptTeacher):
                 record.hidden = inputs['hidden_states']
                 record.patches = inputs['encoder_hidden_states']
 
-            def keep_probs(
-                module: nn.Module, args: tuple, record: CrossAttention = record
-            ) -> None:
-                record.probs = args[0]
-                if not record.probs.requires_grad:
-                    record.probs.requires_grad_()
-
             hook = record.module.register_forward_pre_hook
             handles.append(hook(keep, with_kwargs=True))
-            if probs:  # what attention drops out is the attention itself
-                dropout: nn.Module = record.module.dropout
-                handles.append(dropout.register_forward_pre_hook(keep_probs))
         try:
             yield records
         finally:

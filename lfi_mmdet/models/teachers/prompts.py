@@ -127,9 +127,3 @@ def token_span(tokenizer: Any, prompt: Prompt) -> range:
             'or teacher.template joins them to what is next to them (put a space)'
         )
     return span
-
-
-def name_span(tokenizer: Any, template: str, name: str) -> range:
-    """Find the tokens of a class name in its prompt; see :func:`token_span`."""
-    (prompt,) = class_prompts([template], [name])
-    return token_span(tokenizer, prompt)
