@@ -13,6 +13,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from .distributed import LAUNCHERS
+from .option_values import parse_option_value
 from .preflight import InputError
 
 #: Environment variable of the number of a process on its machine
@@ -22,7 +23,13 @@ _LOCAL_RANK = dict(
 
 
 class ConfigOptions(DictAction):
-    """``--cfg-options`` of mmengine, with a message instead of a traceback."""
+    """``--cfg-options`` of mmengine, with a message instead of a traceback.
+
+    Strings keep their spaces, see :func:`parse_option_value`.
+    """
+
+    #: What mmengine calls for the value of every pair
+    _parse_iterable = staticmethod(parse_option_value)
 
     def __call__(
         self,
@@ -37,7 +44,7 @@ class ConfigOptions(DictAction):
                 parser.error(f'--cfg-options: {value!r} is not of the form KEY=VALUE')
         try:
             super().__call__(parser, namespace, values, option_string)
-        except AssertionError as error:
+        except ValueError as error:
             parser.error(f'--cfg-options: {error}')
 
 
@@ -54,7 +61,8 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         action=ConfigOptions,
         metavar='KEY=VALUE',
         help='override settings of the config, e.g. train_cfg.max_epochs=24; lists as '
-        'key="[a,b]" or key=a,b, nested ones as key="[(a,b),(c,d)]", without spaces',
+        'key="[a,b]" or key=a,b, nested ones as key="[(a,b),(c,d)]"; '
+        'a string with a comma as "key=\'a, b\'"',
     )
     parser.add_argument(
         '--launcher', choices=LAUNCHERS, default='none', help='job launcher'

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from lfi_mmdet.datasets.target_store import inner_teacher
 from lfi_mmdet.engine.command_line import read_config
 from lfi_mmdet.engine.inference import without_teacher
+from lfi_mmdet.engine.option_values import parse_option_value
 from lfi_mmdet.engine.preflight import InputError
 
 #: Where the targets of the distillation come from
@@ -102,8 +103,8 @@ class Variant:
                 given[key] = value
             elif '.' in key:
                 try:
-                    options[key] = DictAction._parse_iterable(value)
-                except AssertionError as error:
+                    options[key] = parse_option_value(value)
+                except ValueError as error:
                     raise InputError(f'variant {name}: {error}') from None
             else:
                 raise InputError(
