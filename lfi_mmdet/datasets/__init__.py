@@ -1,4 +1,5 @@
 from . import transforms
+from .caption_scenes import CaptionScenes
 from .shapes_dataset import ShapesDataset
 
-__all__ = ['ShapesDataset', 'transforms']
+__all__ = ['CaptionScenes', 'ShapesDataset', 'transforms']

@@ -1,3 +1,11 @@
-from . import backbones, detectors, distillers, losses, necks, teachers
+from . import backbones, detectors, distillers, losses, necks, pretrainers, teachers
 
-__all__ = ['backbones', 'detectors', 'distillers', 'losses', 'necks', 'teachers']
+__all__ = [
+    'backbones',
+    'detectors',
+    'distillers',
+    'losses',
+    'necks',
+    'pretrainers',
+    'teachers',
+]

@@ -128,7 +128,7 @@ class CLIPTeacher(PromptTeacher):
                 f'teacher.mode={mode!r} needs two blocks or more; {model} has one'
             )
         self.mode, self.temperature = mode, temperature
-        self.tokenizer = load_tokenizer(model, cache_dir, tokenizer)
+        self.tokenizer = load_tokenizer(model, cache_dir, tokenizer, model_configs)
         self.grid_size = self.tower.grid_size
         self.embed_dims = int(self._embed(network, [Prompt('a', 0, 1, 0)]).shape[1])
         self.freeze(network)

@@ -134,7 +134,7 @@ class CoCaTeacher(PromptTeacher):
         super().__init__(view=view_of(network), template=template, **common)
         self.temperature = temperature
         self.token_row = self._token_row(token_row)
-        self.tokenizer = load_tokenizer(model, cache_dir)
+        self.tokenizer = load_tokenizer(model, cache_dir, model_configs=model_configs)
         network.visual.output_tokens = network.text.output_tokens = True
         self.tower = OpenClipTower(network.visual)
         self.grid_size = self.tower.grid_size

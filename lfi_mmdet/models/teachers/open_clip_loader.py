@@ -112,7 +112,10 @@ def _fill_projection(network: Any) -> None:
 
 
 def load_tokenizer(
-    model: str, cache_dir: str | None = None, folder: str | None = None
+    model: str,
+    cache_dir: str | None = None,
+    folder: str | None = None,
+    model_configs: str | None = None,
 ) -> Any:
     """Return the tokenizer that belongs to a model.
 
@@ -121,9 +124,12 @@ def load_tokenizer(
         cache_dir: Where downloads are kept.
         folder: Folder of a Hugging Face tokenizer to take in place of the model's;
             for models that have one, and machines without network.
+        model_configs: As for :func:`load_open_clip`. A model there may have a
+            vocabulary of its own: ``text_cfg.tokenizer_kwargs.bpe_path`` names its
+            file, relative to that of the model.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
+        FileNotFoundError: If there is no such folder, or no such vocabulary.
         RuntimeError: If it cannot be made, e.g. because it has to be downloaded.
     """
     open_clip = import_open_clip()
@@ -136,12 +142,13 @@ def load_tokenizer(
         text_cfg = (open_clip.get_model_config(model) or {}).get('text_cfg', {})
         options = dict(text_cfg.get('tokenizer_kwargs', {}))
         options['context_length'] = text_cfg.get('context_length', 77)
+    vocabulary = _own_vocabulary(open_clip, model, model_configs)
     try:
         if folder is not None:
             from open_clip.tokenizer import HFTokenizer
 
             return HFTokenizer(os.path.expanduser(folder), **options)
-        return open_clip.get_tokenizer(model, cache_dir=cache_dir)
+        return open_clip.get_tokenizer(model, cache_dir=cache_dir, **vocabulary)
     except Exception as error:
         wanted = (open_clip.get_model_config(model) or {}).get('text_cfg', {})
         name = wanted.get('hf_tokenizer_name')
@@ -156,6 +163,24 @@ def load_tokenizer(
             f'the tokenizer of teacher.model={model!r} cannot be loaded '
             f'({type(error).__name__}: {shorten(str(error), 300)}){hint}'
         ) from error
+
+
+def _own_vocabulary(
+    open_clip: ModuleType, model: str, model_configs: str | None
+) -> dict[str, str]:
+    """Find the vocabulary that a model's configuration names, beside that file."""
+    text_cfg = (open_clip.get_model_config(model) or {}).get('text_cfg', {})
+    named = text_cfg.get('tokenizer_kwargs', {}).get('bpe_path')
+    if named is None or model_configs is None:
+        return {}
+    path = Path(model_configs).expanduser()
+    file = (path if path.is_dir() else path.parent) / named
+    if not file.is_file():
+        raise FileNotFoundError(
+            f'text_cfg.tokenizer_kwargs.bpe_path={named!r} of teacher.model={model!r}: '
+            f'there is no {file}'
+        )
+    return dict(bpe_path=str(file))
 
 
 def view_of(network: Any) -> dict[str, Any]:

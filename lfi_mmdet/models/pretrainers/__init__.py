@@ -1,0 +1,3 @@
+from .caption_pretrainer import CaptionPretrainer
+
+__all__ = ['CaptionPretrainer']
