@@ -1,0 +1,1 @@
+"""Paired comparisons of ways to train, from a file that says what to compare."""

@@ -1,0 +1,261 @@
+"""Runs the tasks of a study side by side and keeps its results."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from typing import Any
+
+from tqdm import tqdm
+
+from .machine import commit, machine
+from .outcome import is_complete, progress, read_json, result_lines, why_failed
+from .process import TASK_FILE, Busy, Process
+from .results import Line, Results
+from .tasks import Task
+
+_POLL = 0.2
+#: By these a machine or a user asks a program to end; they say nothing about the run
+_ASKED_TO_END = (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
+
+
+class Stopped(Exception):
+    """The study was asked to end before it was done."""
+
+
+def slots(
+    gpus: Sequence[int] | None, per_gpu: int, jobs: int, threads: int | None
+) -> list[dict[str, str]]:
+    """Environments of the trainings that may run side by side.
+
+    Args:
+        gpus: Numbers of the GPUs; None for the CPU.
+        per_gpu: Trainings on each of them.
+        jobs: Trainings on the CPU.
+        threads: Of each training; None shares the cores out.
+    """
+    if gpus is None:
+        devices = [''] * jobs
+    else:
+        devices = [str(gpu) for _ in range(per_gpu) for gpu in gpus]
+    threads = threads or max((os.cpu_count() or 1) // len(devices), 1)
+    number = str(threads)
+    return [
+        dict(CUDA_VISIBLE_DEVICES=d, OMP_NUM_THREADS=number, MKL_NUM_THREADS=number)
+        for d in devices
+    ]
+
+
+class Executor:
+    """Runs tasks until each has an end in the results.
+
+    Args:
+        tasks: Stages before the runs that need them.
+        results: Where ends are looked up and written.
+        common: What every line says: study and so on.
+        folders: Of this machine, and what stands for them.
+        keep_checkpoints: Whether to keep those of finished runs.
+        keep_stages: Whether to keep those of stages once all runs here have used them.
+        command: Makes the command that repeats a task.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        results: Results,
+        common: Mapping[str, Any],
+        folders: Mapping[str, str],
+        keep_checkpoints: bool,
+        keep_stages: bool,
+        command: Callable[[Task], list[str]],
+    ) -> None:
+        self.tasks, self.results = list(tasks), results
+        self.common, self.folders = dict(common), folders
+        self.keep_checkpoints, self.keep_stages = keep_checkpoints, keep_stages
+        self.command = command
+        self._running: dict[int, Process] = {}
+
+    def run(self, environments: Sequence[Mapping[str, str]]) -> dict[str, str]:
+        """Run what has no end yet.
+
+        Args:
+            environments: One per training that may run at a time.
+
+        Returns:
+            Status of every task.
+
+        Raises:
+            Stopped: If it was interrupted; what ran is stopped and can be resumed.
+        """
+        waiting = [task for task in self.tasks if not self._settled(task)]
+        total = sum(task.iterations for task in waiting)
+        bar = tqdm(total=total, unit='it', desc='study', dynamic_ncols=True)
+        with bar, _interruptible():
+            try:
+                while waiting or self._running:
+                    self._collect()
+                    self._launch(waiting, environments)
+                    self._show(bar, total, waiting)
+                    time.sleep(_POLL)
+            except KeyboardInterrupt:
+                raise Stopped from None
+            finally:
+                for process in self._running.values():
+                    process.stop()
+        return {key: end['status'] for key, end in self.results.ends().items()}
+
+    # -- what is to be done ------------------------------------------------------------
+    def _settled(self, task: Task) -> bool:
+        end = self.results.ends().get(task.id)
+        if end is None:
+            return False
+        if end['kind'] == 'stage' and end['status'] == 'finished':
+            # needed again by a run that was added later
+            wanted = any(task in t.needs and not self._settled(t) for t in self.tasks)
+            return task.checkpoint.is_file() or not wanted
+        return True
+
+    def _launch(
+        self, waiting: list[Task], environments: Sequence[Mapping[str, str]]
+    ) -> None:
+        busy = {process.task.id for process in self._running.values()}
+        for number, environment in enumerate(environments):
+            if number in self._running:
+                continue
+            for task in list(waiting):
+                state = self._readiness(task, waiting, busy)
+                if state == 'settled':
+                    waiting.remove(task)
+                    continue
+                if state == 'wait':
+                    continue
+                if is_complete(task):
+                    # it ended just before the harness did
+                    self._finish(task, 'finished', None)
+                    waiting.remove(task)
+                    continue
+                try:
+                    process = Process(task, environment, self._attempt())
+                except Busy:
+                    continue
+                self._running[number] = process
+                busy.add(task.id)
+                waiting.remove(task)
+                break
+
+    def _readiness(self, task: Task, waiting: list[Task], busy: set[str]) -> str:
+        if any(need in waiting or need.id in busy for need in task.needs):
+            return 'wait'
+        if self._settled(task):
+            return 'settled'  # by another harness on the same folder
+        known = self.results.ends()
+        for need in task.needs:
+            end = known.get(need.id)
+            if end is None:
+                return 'wait'
+            if end['status'] != 'finished':
+                reason = f'stage {need.id} {end["status"]}: {end.get("reason")}'
+                self._finish(task, 'failed', reason)
+                return 'settled'
+        return 'ready'
+
+    # -- what was done -----------------------------------------------------------------
+    def _collect(self) -> None:
+        for number, process in list(self._running.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            del self._running[number]
+            task = process.task
+            if code == 0 and is_complete(task):
+                self._finish(task, 'finished', None)
+            elif code in _ASKED_TO_END:
+                raise KeyboardInterrupt
+            elif code == 0:
+                reason = 'ended early, without an error; see its log'
+                self._finish(task, 'failed', reason)
+            else:
+                self._finish(task, *why_failed(task, code, self.folders))
+
+    def _finish(self, task: Task, status: str, reason: str | None) -> None:
+        attempts = read_json(task.folder / TASK_FILE).get('attempts') or [{}]
+        last = attempts[-1]
+        common = dict(
+            self.common,
+            commit=last.get('commit'),
+            dirty=last.get('dirty'),
+            commits=list(dict.fromkeys(a.get('commit') for a in attempts)),
+            attempts=len(attempts),
+            command=self.command(task),
+            machine=machine(),
+            ended=_now(),
+        )
+        lines: list[Line] = result_lines(task, status, reason, common)
+        self.results.replace(
+            lines, lambda old: old.get('id') == task.id and not old.get('superseded')
+        )
+        if status != 'finished' or (task.val_interval and not self.keep_checkpoints):
+            remove_checkpoints(task)
+        if not self.keep_stages:
+            self._remove_stages()
+
+    def _remove_stages(self) -> None:
+        known = self.results.ends()
+        stages = {need.id: need for task in self.tasks for need in task.needs}
+        for stage in stages.values():
+            users = [task for task in self.tasks if stage in task.needs]
+            if all(user.id in known for user in users):
+                remove_checkpoints(stage)
+
+    def _attempt(self) -> dict[str, Any]:
+        return dict(commit(), started=_now())
+
+    def _show(self, bar: tqdm, total: int, waiting: Sequence[Task]) -> None:
+        todo = sum(task.iterations for task in waiting)
+        running = [process.task for process in self._running.values()]
+        todo += sum(task.iterations - progress(task) for task in running)
+        bar.n = max(total - todo, 0)
+        names = ', '.join(task.id for task in running)
+        bar.set_postfix_str(f'{len(waiting)} waiting; {names}', refresh=False)
+        bar.refresh()
+
+
+def remove_checkpoints(task: Task) -> None:
+    """Delete the checkpoints of a training; the logs stay."""
+    for path in task.folder.glob('iter_*.pth'):
+        path.unlink(missing_ok=True)
+    (task.folder / 'last_checkpoint').unlink(missing_ok=True)
+
+
+def forget(task: Task) -> None:
+    """Delete all that a training left."""
+    shutil.rmtree(task.folder, ignore_errors=True)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec='seconds')
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the study as Ctrl-C does."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    try:
+        before = {number: signal.signal(number, interrupt) for number in numbers}
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

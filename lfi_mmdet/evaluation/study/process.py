@@ -1,0 +1,165 @@
+"""Starts and stops the training of a task."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from .outcome import LOG_FILE, checkpoint_to_resume, read_json
+from .run_config import write_config
+from .tasks import ROOT, Task
+
+TASK_FILE = 'task.json'
+_LOCKS = '.locks'
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
+
+
+class Busy(Exception):
+    """Another process runs this task."""
+
+
+class Process:
+    """The process that trains one task, alone in its folder.
+
+    Its lock is inherited by everything it starts and so lives as long as any of them,
+    even if the harness is killed. A lock that nobody holds is no obstacle.
+
+    Args:
+        task: To train.
+        environment: For ``CUDA_VISIBLE_DEVICES`` and the numbers of threads.
+        attempt: What to note about this start, e.g. the commit.
+
+    Raises:
+        Busy: If it is being trained already.
+    """
+
+    def __init__(
+        self, task: Task, environment: Mapping[str, str], attempt: Mapping[str, Any]
+    ) -> None:
+        self.task = task
+        self._lock = lock(task)
+        try:
+            resume = self._prepare(attempt)
+            self.resumed = resume is not None
+            self._process = self._start(environment, resume)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _prepare(self, attempt: Mapping[str, Any]) -> Path | None:
+        folder = self.task.folder
+        state = read_json(folder / TASK_FILE)
+        resume = None
+        if state.get('config_hash') == self.task.digest:
+            resume = checkpoint_to_resume(self.task)
+        if resume is None:
+            # nothing of an earlier start may be taken for this one's
+            shutil.rmtree(folder, ignore_errors=True)
+            state = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(self.task.config, folder / 'study_config.py')
+        state = dict(
+            id=self.task.id,
+            config_hash=self.task.digest,
+            attempts=[
+                *state.get('attempts', []),
+                dict(attempt, resumed=None if resume is None else resume.name),
+            ],
+        )
+        aside = folder / f'.{TASK_FILE}.{os.getpid()}'
+        aside.write_text(json.dumps(state, indent=2))
+        os.replace(aside, folder / TASK_FILE)
+        return resume
+
+    def _start(
+        self, environment: Mapping[str, str], resume: Path | None
+    ) -> subprocess.Popen:
+        command = training_command(self.task)
+        if resume is not None:
+            command += ['--resume', str(resume)]
+        with (self.task.folder / LOG_FILE).open('a') as log:
+            return subprocess.Popen(
+                [sys.executable, '-W', 'ignore', *command],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment},
+                # Ctrl-C is for the harness, which then stops its trainings
+                start_new_session=True,
+                pass_fds=(self._lock.fileno(),),
+                preexec_fn=_die_with_parent,
+            )
+
+    def poll(self) -> int | None:
+        """Exit code, or None while it runs."""
+        code = self._process.poll()
+        if code is not None:
+            self._lock.close()
+        return code
+
+    def stop(self, patience: float = 10.0) -> None:
+        """End it with everything that it started."""
+        self._signal(signal.SIGTERM)
+        try:
+            self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            pass
+        self._signal(signal.SIGKILL)  # what it started may still run
+        self._process.wait()
+        self._lock.close()
+
+    def _signal(self, number: signal.Signals) -> None:
+        try:
+            os.killpg(self._process.pid, number)
+        except ProcessLookupError:
+            pass
+
+
+def training_command(task: Task) -> list[str]:
+    """``tools/train.py`` and its arguments."""
+    config, folder = task.folder / 'study_config.py', task.folder
+    return [str(ROOT / 'tools' / 'train.py'), str(config), '--work-dir', str(folder)]
+
+
+def lock(task: Task, wait: float = 0.0) -> IO[str]:
+    """Lock a task.
+
+    Args:
+        task: The task.
+        wait: Seconds to wait for whoever holds it.
+
+    Raises:
+        Busy: If it stays locked.
+    """
+    # beside the folder, which may be deleted
+    path = task.folder.parent / _LOCKS / task.folder.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stream = path.open('w')
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return stream
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                stream.close()
+                raise Busy(task.id) from None
+            time.sleep(0.1)
+
+
+def _die_with_parent() -> None:
+    # a harness that is killed cannot stop its trainings; elsewhere they end by
+    # themselves, and the lock keeps others away until then
+    if sys.platform == 'linux':
+        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
