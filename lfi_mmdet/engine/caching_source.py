@@ -63,6 +63,12 @@ class Source:
             raise InputError(f'{cfg.filename} has no model.data_preprocessor')
         config = inner_teacher(model['teacher'])
         teacher = build_part(config, FrozenTeacher, 'model.teacher')
+        for one in iter_teachers(teacher):
+            if not getattr(one, 'cacheable', True):
+                raise InputError(
+                    f'what {type(one).__name__} says of an image depends on the other '
+                    'images of its batch, so it cannot be cached; train with it online'
+                )
         names = tuple(dataset.metainfo.get('classes') or ())
         if not names:
             raise InputError(f'{split}_dataloader.dataset has no class names')

@@ -175,6 +175,8 @@ def _ask_all(teacher: dict) -> dict:
         cfg.update(texts='classes', max_free=0)
     if 'teachers' in cfg:
         cfg['teachers'] = [_ask_all(one) for one in cfg['teachers']]
+    if cfg.get('teacher'):  # that of a wrapper
+        cfg['teacher'] = _ask_all(cfg['teacher'])
     return cfg
 
 

@@ -99,8 +99,11 @@ class StoredPresence:
 
 
 def _teachers(cfg: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The teachers in the config of an ensemble, or the only one."""
-    if not cfg.get('teachers'):
+    """The teachers in the config of an ensemble or a wrapper, or the only one."""
+    inside = [*(cfg.get('teachers') or ())]
+    if cfg.get('teacher'):
+        inside.append(cfg['teacher'])
+    if not inside:
         yield cfg
-    for inner in cfg.get('teachers') or ():
+    for inner in inside:
         yield from _teachers(inner)

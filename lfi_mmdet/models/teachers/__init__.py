@@ -6,7 +6,11 @@ from .coca import CoCaTeacher
 from .ensemble import EnsembleTeacher
 from .ground_truth import GroundTruthTeacher
 from .prompted import PromptTeacher, Reading
+from .random_weights import RandomTeacher
+from .shuffled import ShuffledTeacher
 from .siglip import SigLIPTeacher
+from .uniform import UniformTeacher
+from .wrapper import TeacherWrapper
 
 __all__ = [
     'BLIPTeacher',
@@ -17,6 +21,10 @@ __all__ = [
     'FrozenTeacher',
     'GroundTruthTeacher',
     'PromptTeacher',
+    'RandomTeacher',
     'Reading',
+    'ShuffledTeacher',
     'SigLIPTeacher',
+    'TeacherWrapper',
+    'UniformTeacher',
 ]
