@@ -26,9 +26,15 @@ $(STAMP): $(REQS) setup.py
 	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
-.PHONY: demo test lint test-forks clean
+.PHONY: demo study-smoke test lint test-forks clean
 demo: setup  ## Train Mask R-CNN with and without LFI on generated scenes (minutes)
 	$(BIN)/python -W ignore tools/demo.py
+
+study-smoke: setup  ## Run a reduced study and make its report (a minute or two)
+	rm -rf work_dirs/studies/smoke
+	$(BIN)/python -W ignore tools/study.py configs/studies/smoke.yaml --jobs 2
+	$(BIN)/python -W ignore tools/report.py work_dirs/studies/smoke/results.jsonl \
+	  --out work_dirs/studies/smoke/report --require-finished
 
 test: setup  ## Lint and run all tests
 	@$(MAKE) --no-print-directory lint

@@ -103,7 +103,6 @@ class TaskMaker:
             variables[f'stage.{stage.name}.checkpoint'] = str(task.checkpoint)
         cfg = self._base(setting, arm, labels, variables)
         keep = _feed(cfg, arm.stages, needs)
-        cfg.train_cfg.val_interval = setting.val_interval
         _add_hooks(
             cfg,
             seed,
@@ -189,7 +188,7 @@ class TaskMaker:
         interval = max(stage.iterations // 4, 1)
         set_length(cfg, stage.iterations, interval)
         apply(cfg, substitute(stage.options, variables, f'{where}.options'), where)
-        cfg.train_cfg.val_interval = stage.iterations
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
         keep = _feed(cfg, arm.stages[: len(before)], before)
         _add_hooks(cfg, seed, start, None, keep=keep, strict=False)
         content = plain(cfg)

@@ -1,0 +1,201 @@
+"""Reads results as runs, and sees to it that what is compared can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lfi_mmdet.engine.preflight import InputError
+
+from .results import Line, Results
+
+Metrics = dict[str, float]
+
+#: What a run and its twin must have in common, and how to call it. What is None in one
+#: of them, as of a run that failed before its first iteration, is not compared.
+_SHARED = {
+    'iterations': 'iterations',
+    'points': 'evaluated at iterations',
+    'batch_size': 'batch size',
+    'start_weights_hash': 'start weights (sha256)',
+}
+
+
+class PairingError(InputError):
+    """An arm and its twin differ in more than the arm."""
+
+
+@dataclass
+class Run:
+    """One run that came to an end.
+
+    Args:
+        line: Its last line.
+        curve: Metrics on the validation set by iteration.
+        attempts: Last lines of earlier attempts, which were run again on request.
+    """
+
+    line: Line
+    curve: dict[int, Metrics]
+    attempts: list[Line] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it reached its end."""
+        return self.line['status'] == 'finished'
+
+    def metric(self, test: str, name: str) -> float | None:
+        """Final value of a metric, None if there is none."""
+        if not self.finished:
+            return None
+        return (self.line['metrics'].get(test) or {}).get(name)
+
+
+@dataclass
+class StudyResults:
+    """A study as its result files tell it.
+
+    Args:
+        plan: The line that says what there is to run.
+        runs: By setting, arm and seed.
+        stages: Last line of every stage, by id.
+    """
+
+    plan: Line
+    runs: dict[tuple[str, str, int], Run]
+    stages: dict[str, Line]
+
+    def planned_seeds(self, setting: str, arm: str) -> list[int]:
+        """Seeds that an arm is to be run with, without those for selection."""
+        selection = set(self.plan['selection_seeds'])
+        return [
+            run['seed']
+            for run in self.plan['runs']
+            if (run['setting'], run['arm']) == (setting, arm)
+            and run['seed'] not in selection
+        ]
+
+    def arms(self, setting: str) -> list[str]:
+        """Arms of a setting, in the order of the study file."""
+        planned = {r['arm'] for r in self.plan['runs'] if r['setting'] == setting}
+        return [arm for arm in self.plan['arms'] if arm in planned]
+
+
+def read_results(paths: Sequence[str | Path]) -> StudyResults:
+    """Read one or more files of results of one study.
+
+    Raises:
+        InputError: If a file is missing, they are of different studies, or one run is
+            in two of them with different outcomes.
+    """
+    plan: Line | None = None
+    runs: dict[tuple[str, str, int], Run] = {}
+    stages: dict[str, Line] = {}
+    origin: dict[str, str] = {}
+    for path in paths:
+        if not Path(path).is_file():
+            raise InputError(f'results {path}: no such file')
+        lines = Results(path).read()
+        plans = [line for line in lines if line.get('kind') == 'plan']
+        if not plans:
+            raise InputError(f'results {path}: no line of kind plan; is it a study?')
+        if plan is not None and plan['study'] != plans[-1]['study']:
+            raise InputError(
+                f'results of two studies, {plan["study"]} and {plans[-1]["study"]}; '
+                'make one report for each'
+            )
+        plan = plans[-1]
+        for end in lines:
+            if not end.get('final') or end.get('superseded'):
+                continue
+            if end['kind'] == 'stage':
+                stages[end['id']] = end
+                continue
+            key = end['setting'], end['arm'], end['seed']
+            run = _run(end, lines)
+            if key in runs and runs[key].line != end:
+                raise InputError(
+                    f'run {end["id"]} is in {origin[end["id"]]} and in {path}, with '
+                    'different lines; leave one out'
+                )
+            runs[key], origin[end['id']] = run, str(path)
+    if plan is None:
+        raise InputError('no file of results given')
+    return StudyResults(plan, runs, stages)
+
+
+def _run(end: Line, lines: Sequence[Line]) -> Run:
+    own = [line for line in lines if line.get('id') == end['id']]
+    return Run(
+        line=end,
+        curve={
+            line['iteration']: line['metrics']['val']
+            for line in own
+            if not line.get('superseded') and line['metrics']
+        },
+        attempts=[line for line in own if line.get('superseded') and line.get('final')],
+    )
+
+
+def check_pairs(results: StudyResults) -> None:
+    """Refuse arms whose twins do not match.
+
+    Raises:
+        PairingError: If a run and its twin differ in data, schedule, start weights or
+            order of the images, or the twin is not run with this seed.
+    """
+    for (setting, arm, seed), run in results.runs.items():
+        if arm not in results.plan['arms']:
+            raise PairingError(
+                f'{run.line["id"]}: the study has no arm {arm} any more; start the '
+                'study with this file once, or leave the file out'
+            )
+        facts = results.plan['arms'][arm]
+        twin = facts['twin']
+        if twin is None:
+            continue
+        planned = {
+            r['seed']
+            for r in results.plan['runs']
+            if (r['setting'], r['arm']) == (setting, twin)
+        }
+        if seed not in planned:
+            raise PairingError(
+                f'{setting}: arm {arm} has seed {seed}, its twin {twin} has '
+                f'{sorted(planned)}'
+            )
+        other = results.runs.get((setting, twin, seed))
+        if other is not None:
+            _check_pair(run.line, other.line, facts)
+
+
+def _check_pair(run: Line, twin: Line, facts: Mapping[str, Any]) -> None:
+    told = dict(_SHARED)
+    if not facts['own_schedule']:
+        told['schedule_hash'] = (
+            'optimizer and learning-rate schedule (sha256; own_schedule: true of the '
+            'arm allows it)'
+        )
+    both_finished = run['status'] == twin['status'] == 'finished'
+    if both_finished and not facts['own_order']:
+        allows = 'own_order: true of the arm allows it'
+        told['labelled_images_seen'] = f'labelled images seen ({allows})'
+        told['order_hash'] = f'order of the labelled images (sha256; {allows})'
+    for key, name in told.items():
+        _compare(run, twin, name, run.get(key), twin.get(key))
+    data, other = run['data_hash'], twin['data_hash']
+    for part in {**data, **other}:
+        _compare(run, twin, f'data, {part} (sha256)', data.get(part), other.get(part))
+
+
+def _compare(run: Line, twin: Line, name: str, value: Any, other: Any) -> None:
+    if value is None or other is None or value == other:
+        return
+    if isinstance(value, str) and len(value) == 64:
+        value, other = value[:12], other[:12]
+    raise PairingError(
+        f'{run["id"]} does not match its twin {twin["id"]} in: {name}: {value}, the '
+        f'twin has {other}'
+    )
