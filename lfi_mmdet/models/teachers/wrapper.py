@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 from mmdet.structures import SampleList
@@ -116,9 +115,6 @@ class TeacherWrapper(FrozenTeacher):
     ) -> InteractionTargets:
         """The answer of the teacher inside; see :class:`FrozenTeacher`."""
         return self._inner.targets(batch_inputs, data_samples, present, preprocessor)
-
-    def _autocast(self, device_type: str) -> AbstractContextManager:
-        return self._inner._autocast(device_type)
 
     def apply_(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Let the teacher inside follow the detector."""
