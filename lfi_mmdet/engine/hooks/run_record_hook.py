@@ -15,6 +15,8 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from lfi_mmdet.engine.parent_death import children_die_with_parent
+
 from .paired_start_hook import PAIRED_START
 
 RECORD_FILE, PROGRESS_FILE = 'record.json', 'progress'
@@ -45,6 +47,7 @@ class RunRecordHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Read the ids; after a resume also what was recorded before."""
+        children_die_with_parent()
         if self.labelled:
             content = json.loads(Path(self.labelled).read_text())
             self._ids = {image['id'] for image in content['images']}

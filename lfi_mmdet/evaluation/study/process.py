@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import json
 import os
@@ -15,13 +14,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from lfi_mmdet.engine.parent_death import die_with_parent
+
 from .outcome import LOG_FILE, checkpoint_to_resume, read_json
 from .run_config import write_config
 from .tasks import ROOT, Task
 
 TASK_FILE = 'task.json'
 _LOCKS = '.locks'
-_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
+_MARK = 'LFI_STUDY_TASK'
 
 
 class Busy(Exception):
@@ -31,8 +32,10 @@ class Busy(Exception):
 class Process:
     """The process that trains one task, alone in its folder.
 
-    Its lock is inherited by everything it starts and so lives as long as any of them,
-    even if the harness is killed. A lock that nobody holds is no obstacle.
+    The harness holds a lock of the operating system, which goes with it; a file of a
+    lock that nobody holds is no obstacle. On Linux the training dies with the harness;
+    should anything be left of an earlier start, it is found by a variable of its
+    environment and ended.
 
     Args:
         task: To train.
@@ -57,6 +60,7 @@ class Process:
             raise
 
     def _prepare(self, attempt: Mapping[str, Any]) -> Path | None:
+        end_leftovers(self.task)
         folder = self.task.folder
         state = read_json(folder / TASK_FILE)
         resume = None
@@ -94,17 +98,17 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **environment},
+                env={**os.environ, **environment, _MARK: str(self.task.folder)},
                 # Ctrl-C is for the harness, which then stops its trainings
                 start_new_session=True,
-                pass_fds=(self._lock.fileno(),),
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
 
     def poll(self) -> int | None:
         """Exit code, or None while it runs."""
         code = self._process.poll()
         if code is not None:
+            self._signal(signal.SIGKILL)  # workers of one that was killed
             self._lock.close()
         return code
 
@@ -132,34 +136,45 @@ def training_command(task: Task) -> list[str]:
     return [str(ROOT / 'tools' / 'train.py'), str(config), '--work-dir', str(folder)]
 
 
-def lock(task: Task, wait: float = 0.0) -> IO[str]:
+def lock(task: Task) -> IO[str]:
     """Lock a task.
 
-    Args:
-        task: The task.
-        wait: Seconds to wait for whoever holds it.
-
     Raises:
-        Busy: If it stays locked.
+        Busy: If another harness holds it.
     """
     # beside the folder, which may be deleted
     path = task.folder.parent / _LOCKS / task.folder.name
     path.parent.mkdir(parents=True, exist_ok=True)
     stream = path.open('w')
-    deadline = time.monotonic() + wait
-    while True:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.close()
+        raise Busy(task.id) from None
+    return stream
+
+
+def end_leftovers(task: Task, patience: float = 10.0) -> None:
+    """Kill what an earlier start of a task left running, if this is Linux."""
+    mark = f'{_MARK}={task.folder}'.encode()
+    left = _marked(mark)
+    for pid in left:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return stream
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                stream.close()
-                raise Busy(task.id) from None
-            time.sleep(0.1)
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    deadline = time.monotonic() + patience
+    while left and _marked(mark) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
-def _die_with_parent() -> None:
-    # a harness that is killed cannot stop its trainings; elsewhere they end by
-    # themselves, and the lock keeps others away until then
-    if sys.platform == 'linux':
-        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
+def _marked(mark: bytes) -> list[int]:
+    """Processes with an entry in their environment."""
+    found = []
+    for path in Path('/proc').glob('[0-9]*/environ'):
+        try:
+            if mark in path.read_bytes().split(b'\0'):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue  # of another user, or gone
+    return found

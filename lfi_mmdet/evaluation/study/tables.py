@@ -10,7 +10,7 @@ _NONE = '–'
 HINT = (
     'mAP in points (0-100). n: pairs, i.e. seeds that an arm and its twin have both '
     'finished; for a twin, its finished runs. Intervals (95%) are of the mean paired '
-    "difference: by bootstrap over the pairs, and by Student's t, since the bootstrap's "
+    "difference: by bootstrap over pairs, and by Student's t, since the bootstrap's "
     'is too narrow when n is small. p: two-sided sign test on the mask mAP. "To the '
     'twin\'s end": iterations until the mean curve first has the mask mAP that the '
     "twin's ends with, over those that the twin itself needs; after the slash with the "

@@ -9,6 +9,8 @@ from typing import Any
 
 from mmengine.config import Config
 
+from lfi_mmdet.engine.preflight import InputError
+
 from .datasets import SettingData, data_digest, draw_labels, prepare_data, rest_file
 from .hashes import value_digest
 from .plan import Arm, Setting, Stage, Study
@@ -247,6 +249,12 @@ def _add_hooks(
     strict: bool = True,
     tests: Mapping[str, dict] | None = None,
 ) -> None:
+    if not cfg.train_dataloader.get('num_workers'):
+        raise InputError(
+            f'{cfg.filename}: train_dataloader.num_workers=0, so the augmentation '
+            'would draw from the random numbers of the model, and twin and arm would '
+            'see different flips; choose 1 or more'
+        )
     cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
     hooks = cfg.default_hooks
     hooks.setdefault('iteration_seed', dict(type='IterationSeedHook'))
