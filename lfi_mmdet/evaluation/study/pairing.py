@@ -61,11 +61,13 @@ class StudyResults:
         plan: The line that says what there is to run.
         runs: By setting, arm and seed.
         stages: Last line of every stage, by id.
+        left_out: Ids of runs that the plan does not have any more.
     """
 
     plan: Line
     runs: dict[tuple[str, str, int], Run]
     stages: dict[str, Line]
+    left_out: list[str] = field(default_factory=list)
 
     def planned_seeds(self, setting: str, arm: str) -> list[int]:
         """Seeds that an arm is to be run with, without those for selection."""
@@ -123,7 +125,13 @@ def read_results(paths: Sequence[str | Path]) -> StudyResults:
             runs[key], origin[end['id']] = run, str(path)
     if plan is None:
         raise InputError('no file of results given')
-    return StudyResults(plan, runs, stages)
+    known = {(run['setting'], run['arm'], run['seed']) for run in plan['runs']}
+    return StudyResults(
+        plan,
+        {key: run for key, run in runs.items() if key in known},
+        stages,
+        sorted(run.line['id'] for key, run in runs.items() if key not in known),
+    )
 
 
 def _run(end: Line, lines: Sequence[Line]) -> Run:
@@ -147,11 +155,6 @@ def check_pairs(results: StudyResults) -> None:
             order of the images, or the twin is not run with this seed.
     """
     for (setting, arm, seed), run in results.runs.items():
-        if arm not in results.plan['arms']:
-            raise PairingError(
-                f'{run.line["id"]}: the study has no arm {arm} any more; start the '
-                'study with this file once, or leave the file out'
-            )
         facts = results.plan['arms'][arm]
         twin = facts['twin']
         if twin is None:

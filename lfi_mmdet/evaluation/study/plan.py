@@ -17,12 +17,12 @@ from .fields import check_keys, names, positive, seeds
 FEEDS = ('backbone', 'load_from', 'nothing')
 _NAME = re.compile(r'[A-Za-z0-9][\w+-]*')
 _STUDY = (
-    'name title seeds selection_seeds config options iterations val_interval '
-    'keep_checkpoints settings arms groups compare bars'
+    'name title seeds selection_seeds config options stage_options iterations '
+    'val_interval keep_checkpoints settings arms groups compare bars'
 )
 _SETTING = (
-    'title like scenes folder root train val labels tests config options iterations '
-    'val_interval seeds'
+    'title like scenes folder root train val labels tests config options '
+    'stage_options iterations val_interval seeds'
 )
 _ARM = (
     'title config options stages twin seeds settings own_weights own_order own_schedule'
@@ -87,6 +87,7 @@ class Setting:
     tests: Mapping[str, Mapping[str, Any]]
     config: str | None
     options: Mapping[str, Any]
+    stage_options: Mapping[str, Any]
     iterations: int
     val_interval: int
     seeds: tuple[int, ...]
@@ -100,6 +101,7 @@ class Study:
     title: str
     path: Path
     options: Mapping[str, Any]
+    stage_options: Mapping[str, Any]
     settings: Mapping[str, Setting]
     arms: Mapping[str, Arm]
     selection_seeds: tuple[int, ...] = ()
@@ -171,7 +173,8 @@ def parse_study(content: Any, path: Path) -> Study:
         name=_name(given['name'], 'name'),
         title=given.get('title', given['name']),
         path=path,
-        options=_options(given, 'options'),
+        options=_options(given, 'study'),
+        stage_options=_options(given, 'study', 'stage_options'),
         settings=settings,
         arms=arms,
         selection_seeds=selection,
@@ -193,10 +196,14 @@ def _name(value: Any, where: str) -> str:
     return value
 
 
-def _options(given: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    options = given.get('options') or {}
+def _options(
+    given: Mapping[str, Any], where: str, key: str = 'options'
+) -> Mapping[str, Any]:
+    options = given.get(key) or {}
     if not isinstance(options, Mapping):
-        raise InputError(f'{where}: {options!r} is no mapping of config keys to values')
+        raise InputError(
+            f'{where}.{key}: {options!r} is no mapping of config keys to values'
+        )
     return options
 
 
@@ -234,8 +241,11 @@ def _settings(study: Mapping[str, Any]) -> dict[str, Setting]:
         if like is not None and like not in raw:
             raise InputError(f'{where}.like: {like!r} is none of {list(raw)} before it')
         base = dict(raw[like]) if like else {}
-        options = {**base.get('options', {}), **_options(own, f'{where}.options')}
-        raw[name] = {**base, **own, 'options': options}
+        merged = {
+            key: {**base.get(key, {}), **_options(own, where, key)}
+            for key in ('options', 'stage_options')
+        }
+        raw[name] = {**base, **own, **merged}
     settings: dict[str, Setting] = {}
     for name, given in raw.items():
         amounts = given.get('labels', 1.0)
@@ -290,6 +300,7 @@ def _setting(
         tests=tests,
         config=given.get('config', study.get('config')),
         options=given['options'],
+        stage_options=given['stage_options'],
         iterations=positive(inherited('iterations'), f'{where}.iterations'),
         val_interval=positive(inherited('val_interval'), f'{where}.val_interval'),
         seeds=seeds(given.get('seeds', study['seeds']), f'{where}.seeds'),
@@ -325,7 +336,7 @@ def _arms(study: Mapping[str, Any], settings: Mapping[str, Setting]) -> dict[str
             name=name,
             title=str(arm.get('title', name)),
             config=arm.get('config'),
-            options=_options(arm, f'{where}.options'),
+            options=_options(arm, where),
             stages=_stages(arm.get('stages') or [], f'{where}.stages'),
             twin=twin,
             seeds=seeds(arm['seeds'], f'{where}.seeds') if 'seeds' in arm else None,
@@ -356,7 +367,7 @@ def _stages(given: Any, where: str) -> tuple[Stage, ...]:
             Stage(
                 name=_name(item['name'], f'{key}.name'),
                 config=item['config'],
-                options=_options(item, f'{key}.options'),
+                options=_options(item, key),
                 iterations=positive(item['iterations'], f'{key}.iterations'),
                 feeds=feeds,
             )

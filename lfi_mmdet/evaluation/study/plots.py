@@ -29,7 +29,7 @@ def plot_convergence(setting: Mapping[str, Any], path: Path) -> bool:
     arms = [arm for arm in setting['arms'].values() if arm['curves']['segm_mAP']]
     if not arms:
         return False
-    figure = Figure(figsize=(5 * len(_TITLES), 3.8), layout='constrained')
+    figure = Figure(figsize=(5 * len(_TITLES) + 2, 3.8), layout='constrained')
     axes = figure.subplots(1, len(_TITLES))
     for axis, (metric, title) in zip(axes, _TITLES.items(), strict=True):
         for number, arm in enumerate(arms):
@@ -56,7 +56,9 @@ def plot_convergence(setting: Mapping[str, Any], path: Path) -> bool:
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel('points')
-    axes[-1].legend(fontsize='small')
+    handles, labels = axes[0].get_legend_handles_labels()
+    # beside the axes: a dozen arms would hide the curves
+    figure.legend(handles, labels, loc='outside right upper', fontsize='small')
     figure.suptitle(setting['title'])
     save_figure(figure, path)
     return True

@@ -43,6 +43,7 @@ def make_report(
             planned=len(plan['runs']),
             finished=sum(line['status'] == 'finished' for line in ends),
         ),
+        left_out=results.left_out,
         provenance=_provenance(results),
         bars=verdicts(summary),
         comparisons=summary.comparisons(),

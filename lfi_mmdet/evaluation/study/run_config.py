@@ -102,7 +102,7 @@ def apply(cfg: Config, options: Mapping[str, Any], where: str) -> None:
         cfg.merge_from_dict(copy.deepcopy(typed))
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f'{where}.options {dict(options)} do not fit {cfg.filename}: {error}'
+            f'{where}: {dict(options)} do not fit {cfg.filename}: {error}'
         ) from error
 
 

@@ -153,9 +153,14 @@ class StudyRun:
     def _void(self, tasks: Sequence[Task], redo: Sequence[str]) -> None:
         again = set()
         for task in tasks:
-            state = self.state(task)
-            kind = 'failed' if state in ('failed', 'diverged') else state
-            if kind in redo and kind in REDO:
+            end = self.results.ends().get(task.id)
+            if end is None:
+                continue
+            kinds = {
+                'failed': end['status'] in ('failed', 'diverged'),
+                'changed': end['config_hash'] != task.digest,
+            }
+            if any(kinds[kind] for kind in redo):
                 again.add(task.id)
         if not again:
             return

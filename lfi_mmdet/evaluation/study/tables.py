@@ -25,6 +25,9 @@ def markdown(report: Mapping[str, Any]) -> str:
         report: What goes into its JSON file.
     """
     parts = [f'# {report["title"]}', _provenance(report), HINT]
+    if report['left_out']:
+        left = ', '.join(report['left_out'])
+        parts.append(f'Left out, since the study file has them no more: {left}.')
     if report['bars']:
         parts += ['## Bars', bars_table(report['bars'])]
     if report['comparisons']:
@@ -158,6 +161,8 @@ def race_text(value: Mapping[str, Any] | None) -> str:
     if value is None:
         return _NONE
     told = f'{value["reached_by"]} of {value["n"]} seeds'
+    if not value['target']:
+        return 'the twin ends at 0'
     if value['ratio'] is None:
         return f'not reached by the mean; by {told}'
     text = f'{value["ratio"]:.2f}'

@@ -154,15 +154,15 @@ class TaskMaker:
         path = arm.config or setting.config
         assert path is not None  # read_study saw to it
         groups = {
-            'study': self.study.options,
-            f'settings.{setting.source}': setting.options,
-            f'arms.{arm.name}': arm.options,
+            'study.options': self.study.options,
+            f'settings.{setting.source}.options': setting.options,
+            f'arms.{arm.name}.options': arm.options,
         }
         cfg = load(_find(path), list(groups.values()))
         relocate(cfg, self.data(setting), labels, setting.root)
         set_length(cfg, setting.iterations, setting.val_interval)
         for where, options in groups.items():
-            apply(cfg, substitute(options, variables, f'{where}.options'), where)
+            apply(cfg, substitute(options, variables, where), where)
         return cfg
 
     def _start(self, setting: Setting, twin: Arm, labels: Path, seed: int) -> Path:
@@ -183,13 +183,18 @@ class TaskMaker:
     ) -> Task:
         where = f'arms.{arm.name}.stages.{stage.name}'
         labels = Path(variables['labels'])
-        groups = {'study': {}, where: stage.options}
+        groups = {
+            'study.stage_options': self.study.stage_options,
+            f'settings.{setting.source}.stage_options': setting.stage_options,
+            f'{where}.options': stage.options,
+        }
         cfg = load(_find(stage.config), list(groups.values()))
         relocate(cfg, self.data(setting), labels, setting.root)
         # without evaluations: only checkpoints to resume from
         interval = max(stage.iterations // 4, 1)
         set_length(cfg, stage.iterations, interval)
-        apply(cfg, substitute(stage.options, variables, f'{where}.options'), where)
+        for key, options in groups.items():
+            apply(cfg, substitute(options, variables, key), key)
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
         keep = _feed(cfg, arm.stages[: len(before)], before)
         _add_hooks(cfg, seed, start, None, keep=keep, strict=False)

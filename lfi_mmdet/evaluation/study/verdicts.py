@@ -35,6 +35,8 @@ def _judge(bar: dict[str, Any], summary: Summary) -> dict[str, Any]:
         told.update(value=value, n=race['n'] if race else 0)
         if race is None or told['why']:
             return dict(told, verdict=OPEN)
+        if not race['target']:
+            return dict(told, verdict=OPEN, why=['the twin ends at 0'])
         if value is None:
             told['why'] = ["the twin's final value is not reached"]
             return dict(told, verdict=MISSED)
