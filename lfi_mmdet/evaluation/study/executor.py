@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -199,7 +200,9 @@ class Executor:
         self.results.replace(
             lines, lambda old: old.get('id') == task.id and not old.get('superseded')
         )
-        if status != 'finished' or (task.val_interval and not self.keep_checkpoints):
+        if status == 'finished' and task.val_interval is None:
+            remove_checkpoints(task, keep=task.checkpoint)
+        elif status != 'finished' or not self.keep_checkpoints:
             remove_checkpoints(task)
         if not self.keep_stages:
             self._remove_stages()
@@ -225,11 +228,11 @@ class Executor:
         bar.refresh()
 
 
-def remove_checkpoints(task: Task) -> None:
+def remove_checkpoints(task: Task, keep: Path | None = None) -> None:
     """Delete the checkpoints of a training; the logs stay."""
     for path in task.folder.glob('iter_*.pth'):
-        path.unlink(missing_ok=True)
-    (task.folder / 'last_checkpoint').unlink(missing_ok=True)
+        if path != keep:
+            path.unlink(missing_ok=True)
 
 
 def forget(task: Task) -> None:
