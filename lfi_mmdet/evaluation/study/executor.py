@@ -15,8 +15,15 @@ from typing import Any
 from tqdm import tqdm
 
 from .machine import commit, machine
-from .outcome import is_complete, progress, read_json, result_lines, why_failed
-from .process import TASK_FILE, Busy, Process
+from .outcome import (
+    TASK_FILE,
+    is_complete,
+    progress,
+    read_json,
+    result_lines,
+    why_failed,
+)
+from .process import Busy, Process
 from .results import Line, Results
 from .tasks import Task
 

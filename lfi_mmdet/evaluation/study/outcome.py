@@ -16,7 +16,7 @@ from .hashes import neutral
 from .results import Line
 from .tasks import Task
 
-LOG_FILE = 'log.txt'
+LOG_FILE, TASK_FILE = 'log.txt', 'task.json'
 _PREFIX = 'coco/'
 
 
@@ -30,10 +30,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def is_complete(task: Task) -> bool:
-    """Whether the training reached its end and everything was evaluated."""
+    """Whether the training reached its end, under this config, and left all it has to.
+
+    That is every evaluation, and of a stage its checkpoint.
+    """
     record = read_json(task.folder / RECORD_FILE)
+    if read_json(task.folder / TASK_FILE).get('config_hash') != task.digest:
+        return False
     if not record.get('finished') or record.get('iteration') != task.iterations:
         return False
+    if task.val_interval is None:
+        return task.checkpoint.is_file()
     return all(str(point) in record['evaluations'] for point in task.points)
 
 

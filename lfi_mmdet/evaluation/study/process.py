@@ -16,11 +16,10 @@ from typing import IO, Any
 
 from lfi_mmdet.engine.parent_death import die_with_parent
 
-from .outcome import LOG_FILE, checkpoint_to_resume, read_json
+from .outcome import LOG_FILE, TASK_FILE, checkpoint_to_resume, read_json
 from .run_config import write_config
 from .tasks import ROOT, Task
 
-TASK_FILE = 'task.json'
 _LOCKS = '.locks'
 _MARK = 'LFI_STUDY_TASK'
 

@@ -11,9 +11,9 @@ from typing import Any
 from lfi_mmdet.engine.preflight import InputError
 
 from .executor import Executor, forget, slots
-from .outcome import read_json
+from .outcome import TASK_FILE, read_json
 from .plan import Arm, Setting, Study
-from .process import TASK_FILE, training_command
+from .process import training_command
 from .results import Line, Results
 from .tasks import ROOT, Task, TaskMaker, select
 
