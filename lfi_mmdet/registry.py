@@ -11,14 +11,13 @@ from mmdet.registry import MODELS
 T = TypeVar('T')
 
 
-def build_part(cfg: dict, base: Callable[..., T], key: str, **kwargs: Any) -> T:
-    """Build a registered subclass of ``base``.
+def find_part(cfg: dict, base: Callable[..., T], key: str) -> type[T]:
+    """Find the registered subclass of ``base`` that a config names.
 
     Args:
         cfg: Config with ``type``.
-        base: Class, possibly abstract, that the built one must derive from.
+        base: Class, possibly abstract, that the found one must derive from.
         key: Where ``cfg`` stands in the config, for error messages.
-        **kwargs: Further arguments of the constructor.
 
     Raises:
         KeyError: If no such class is registered.
@@ -44,4 +43,21 @@ def build_part(cfg: dict, base: Callable[..., T], key: str, **kwargs: Any) -> T:
             )
     if not (isinstance(found, type) and issubclass(found, parent)):
         raise TypeError(f'{key}.type={cfg["type"]!r} is not a {parent.__name__}')
+    return cast(type[T], found)
+
+
+def build_part(cfg: dict, base: Callable[..., T], key: str, **kwargs: Any) -> T:
+    """Build a registered subclass of ``base``.
+
+    Args:
+        cfg: Config with ``type``.
+        base: See :func:`find_part`.
+        key: See :func:`find_part`.
+        **kwargs: Further arguments of the constructor.
+
+    Raises:
+        KeyError: If no such class is registered.
+        TypeError: If ``cfg`` has no type, or the class is of another kind.
+    """
+    find_part(cfg, base, key)
     return MODELS.build({**cfg, **kwargs})

@@ -41,12 +41,14 @@ class InteractionTrace:
         queries: One tensor (B, K, d) per interaction layer, after its update.
         grid: (H, W) of the patch grid.
         valid: Bool (B, H * W), False on padded patches; None if nothing is padded.
+        outputs: What the backbone returned, one (B, d, H, W) per output.
     """
 
     logits: list[Tensor] = field(default_factory=list)
     queries: list[Tensor] = field(default_factory=list)
     grid: tuple[int, int] = (0, 0)
     valid: Tensor | None = None
+    outputs: tuple[Tensor, ...] = ()
 
 
 @dataclass
@@ -72,6 +74,11 @@ class InteractionTargets:
             (B, T); None if it has none.
         texts: Long (B, T), which text each row is, after :meth:`select`; None where
             row t is text t.
+        tokens: Dense tokens of the patches, (B, L, h, w, C), float32, over the unpadded
+            area of each image like the maps; L need not be that of the maps. Only
+            there if the teacher's ``wants_tokens`` asks for them.
+        class_embeds: With tokens of the joint space of images and texts, unit vectors
+            of the classes in it, (T, C), float32; None otherwise.
     """
 
     maps: Tensor
@@ -81,6 +88,8 @@ class InteractionTargets:
     log_mass: Tensor | None = None
     scores: Tensor | None = None
     texts: Tensor | None = None
+    tokens: Tensor | None = None
+    class_embeds: Tensor | None = None
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> InteractionTargets:
         """Apply a function to every tensor."""
@@ -119,6 +128,8 @@ class InteractionTargets:
             log_mass=pick(self.log_mass, 2),
             scores=pick(self.scores, 1),
             texts=rows,
+            tokens=self.tokens,
+            class_embeds=self.class_embeds,
         )
 
     def spread(self, num_texts: int) -> InteractionTargets:
@@ -154,6 +165,8 @@ class InteractionTargets:
             relations=relations,
             log_mass=log_mass,
             scores=back(self.scores, 1),
+            tokens=self.tokens,
+            class_embeds=self.class_embeds,
         )
 
 

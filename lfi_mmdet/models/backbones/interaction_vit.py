@@ -327,7 +327,8 @@ class InteractionViT(BaseModule):
         # queries that neither write back nor are recorded change nothing
         interacts = self.feedback or (trace is not None and self.num_queries)
         queries = self.queries.expand(b, -1, -1) if interacts else None
-        valid = self._valid(h, w, x) if interacts else None
+        looked_at = interacts or trace is not None
+        valid = self._valid(h, w, x) if looked_at else None
         if trace is not None:
             trace.grid, trace.valid = (h, w), valid
         logits: Tensor | None = None
@@ -347,6 +348,8 @@ class InteractionViT(BaseModule):
                     trace.queries.append(queries)
             if i in self.out_layers:
                 outs.append(tokens.permute(0, 3, 1, 2).contiguous())
+        if trace is not None:
+            trace.outputs = tuple(outs)
         return tuple(outs)
 
     def _valid(self, h: int, w: int, x: Tensor) -> Tensor | None:

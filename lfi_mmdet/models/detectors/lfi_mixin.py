@@ -9,11 +9,13 @@ from mmdet.structures import SampleList
 from mmengine.logging import print_log
 from torch import Tensor
 
-from lfi_mmdet.models.distillers import InteractionDistiller
+from lfi_mmdet.models.distillers import Distiller, build_distiller
 from lfi_mmdet.models.teachers import FrozenTeacher
 from lfi_mmdet.models.teachers.presence import note_labels
 from lfi_mmdet.registry import build_part
 from lfi_mmdet.structures import InteractionSpec, InteractionTargets, InteractionTrace
+
+from .regions import region_head
 
 if TYPE_CHECKING:
     from mmdet.models.detectors.base import BaseDetector as Detector
@@ -31,7 +33,7 @@ class LFIMixin(Detector):
 
     Args:
         teacher: Config of a :class:`FrozenTeacher`; None trains the student alone.
-        distiller: Config of an :class:`InteractionDistiller`; needed with a teacher.
+        distiller: Config of a :class:`Distiller`; needed with a teacher.
         *args: For the detector.
         **kwargs: For the detector.
     """
@@ -47,25 +49,14 @@ class LFIMixin(Detector):
         spec = self._interaction_spec()
         # never registered as a module: FrozenTeacher is no nn.Module
         self.teacher: FrozenTeacher | None = None
-        self.distiller: InteractionDistiller | None = None
+        self.distiller: Distiller | None = None
         supervised: tuple[int | None, int | None] = (None, None)
         if teacher is not None:
             if distiller is None:
                 raise ValueError('model.teacher is given, but model.distiller is not')
-            if not spec.num_queries:
-                raise ValueError(
-                    'model.teacher is given, but backbone.num_queries=0: there is '
-                    'nothing to supervise'
-                )
             self.teacher = build_part(teacher, FrozenTeacher, 'model.teacher')
-            self.distiller = build_part(
-                distiller,
-                InteractionDistiller,
-                'model.distiller',
-                student=spec,
-                teacher_layers=self.teacher.num_layers,
-                feature_dims=self.teacher.feature_dims,
-                relations=self.teacher.has_relations,
+            self.distiller = build_distiller(
+                distiller, spec, self.teacher, regions=region_head(self)
             )
             # present texts are asked for in every step: the host need not wait
             self.data_preprocessor.register_forward_pre_hook(note_labels)
@@ -93,17 +84,7 @@ class LFIMixin(Detector):
         if self.teacher is None:
             return
         assert self.distiller is not None
-        tied = self.distiller.num_tied
-        if self.distiller.assignment is None and len(class_names) != tied:
-            raise ValueError(
-                f'{len(class_names)} class names, but backbone.num_queries={tied}; '
-                'query k belongs to class k'
-            )
-        if tied not in (0, len(class_names)):
-            raise ValueError(
-                f'{len(class_names)} class names, but distiller.assignment.num_tied='
-                f'{tied}; choose {len(class_names)}, or 0 to tie no query to a class'
-            )
+        self.distiller.check_classes(len(class_names))
         known = self.teacher.class_names
         if known is not None and known != tuple(class_names):
             odd = sorted(set(known) ^ set(class_names)) or 'the order'
@@ -112,13 +93,7 @@ class LFIMixin(Detector):
             )
         if known is None:
             self.teacher.set_class_names(class_names)
-        texts = self.teacher.num_texts
-        if self.distiller.assignment is None and texts != tied:
-            raise ValueError(
-                f'the teacher has {texts} texts, but backbone.num_queries={tied}; '
-                'texts beyond the classes need distiller.assignment, e.g. '
-                "dict(type='HungarianAssignment')"
-            )
+        self.distiller.check_texts(self.teacher.num_texts)
 
     # -- mmdet's triad ----------------------------------------------------------------
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict:

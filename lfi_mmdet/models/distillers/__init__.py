@@ -1,3 +1,4 @@
+from .base import Distiller, build_distiller
 from .interaction_distiller import InteractionDistiller
 from .layer_mapping import map_layers
 from .query_assignment import HungarianAssignment, SinkhornAssignment
@@ -5,10 +6,12 @@ from .schedule import LossSchedule
 from .target_grid import resample_maps
 
 __all__ = [
+    'Distiller',
     'HungarianAssignment',
     'InteractionDistiller',
     'LossSchedule',
     'SinkhornAssignment',
+    'build_distiller',
     'map_layers',
     'resample_maps',
 ]

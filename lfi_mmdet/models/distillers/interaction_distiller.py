@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmdet.registry import MODELS
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from lfi_mmdet.registry import build_part
@@ -20,9 +20,10 @@ from lfi_mmdet.structures import (
 )
 
 from ..losses.base import InteractionLoss, InteractionPair
+from ..teachers.base import FrozenTeacher
+from .base import Distiller
 from .layer_mapping import map_layers
 from .query_assignment import QueryAssignment
-from .schedule import LossSchedule
 from .target_grid import resample_maps
 
 
@@ -44,7 +45,7 @@ def student_log_attention(logits: Tensor, valid: Tensor | None) -> Tensor:
 
 
 @MODELS.register_module()
-class InteractionDistiller(BaseModule):
+class InteractionDistiller(Distiller):
     """Pair layers, bring both sides onto one grid, and apply the losses.
 
     Args:
@@ -72,21 +73,14 @@ class InteractionDistiller(BaseModule):
         assignment: dict | None = None,
         relations: bool | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(schedule)
         self.student = student
-        unknown = sorted(set(schedule or {}) - {'interval', 'stop', 'warmup'})
-        if unknown:
-            raise ValueError(
-                f'distiller.schedule={schedule}: unknown {unknown}; choose from '
-                "['interval', 'stop', 'warmup']"
-            )
         self.assignment: QueryAssignment | None = None
         if assignment is not None:
             self.assignment = build_part(
                 assignment, QueryAssignment, 'distiller.assignment'
             )
             self.assignment.check_queries(student.num_queries)
-        self.schedule = LossSchedule(**(schedule or {}))
         self.pairs = map_layers(layer_mapping, len(student.layers), teacher_layers)
         built: dict[str, InteractionLoss] = {}
         for name, cfg in losses.items():
@@ -117,10 +111,14 @@ class InteractionDistiller(BaseModule):
                 f'{len(self.pairs)}'
             )
 
-    @property
-    def active(self) -> bool:
-        """Whether the teacher is needed in this iteration."""
-        return self.schedule.current() > 0
+    @staticmethod
+    def ask(teacher: FrozenTeacher) -> dict[str, Any]:
+        """Its layers and what it tells of features."""
+        return dict(
+            teacher_layers=teacher.num_layers,
+            feature_dims=teacher.feature_dims,
+            relations=teacher.has_relations,
+        )
 
     @property
     def num_tied(self) -> int:
@@ -135,6 +133,37 @@ class InteractionDistiller(BaseModule):
         maps = any(loss.uses_maps for loss in self.losses.values())
         queries = any(loss.uses_queries for loss in self.losses.values())
         return (last if maps else None), (last if queries else None)
+
+    def check_classes(self, num_classes: int) -> None:
+        """Check that there are as many classes as queries tied to one.
+
+        Raises:
+            ValueError: If there are not.
+        """
+        tied = self.num_tied
+        if self.assignment is None and num_classes != tied:
+            raise ValueError(
+                f'{num_classes} class names, but backbone.num_queries={tied}; '
+                'query k belongs to class k'
+            )
+        if tied not in (0, num_classes):
+            raise ValueError(
+                f'{num_classes} class names, but distiller.assignment.num_tied='
+                f'{tied}; choose {num_classes}, or 0 to tie no query to a class'
+            )
+
+    def check_texts(self, num_texts: int) -> None:
+        """Check that there are as many texts as queries, unless they are assigned.
+
+        Raises:
+            ValueError: If there are not.
+        """
+        if self.assignment is None and num_texts != self.num_tied:
+            raise ValueError(
+                f'the teacher has {num_texts} texts, but backbone.num_queries='
+                f'{self.num_tied}; texts beyond the classes need distiller.assignment, '
+                "e.g. dict(type='HungarianAssignment')"
+            )
 
     def align(
         self,
@@ -240,12 +269,7 @@ class InteractionDistiller(BaseModule):
         img_shapes: Sequence[tuple[int, int]],
         patch_size: tuple[int, int],
     ) -> dict[str, Tensor]:
-        """Compute all losses; see :meth:`align` for the arguments.
-
-        ``targets`` is None in iterations without distillation: the losses are then 0,
-        but still part of the graph, since DDP expects gradients for the same
-        parameters in every iteration.
-        """
+        """Compute ``loss_lfi_*``; see :class:`Distiller`."""
         device = trace.logits[0].device.type
         with torch.autocast(device, enabled=False):
             if targets is None:

@@ -86,6 +86,11 @@ class FrozenTeacher(metaclass=ABCMeta):
         self.presence = TeacherPresence(**(presence or {}))
         #: Whether targets shall carry the teacher's scores, where it has any
         self.wants_scores = present == 'teacher'
+        #: Channels of the dense tokens it can give: ``'tower'``, as they come out of
+        #: the image tower, and ``'joint'``, in the joint space of images and texts
+        self.token_dims: dict[str, int] = {}
+        #: Which of these targets shall carry; None for none
+        self.wants_tokens: str | None = None
         self.view = TeacherView(
             **view, teacher_view=teacher_view, tiles=tiles, overlap=overlap
         )
