@@ -1,4 +1,5 @@
 from .base import Distiller, build_distiller
+from .feature_distiller import FeatureDistiller
 from .interaction_distiller import InteractionDistiller
 from .layer_mapping import map_layers
 from .query_assignment import HungarianAssignment, SinkhornAssignment
@@ -7,6 +8,7 @@ from .target_grid import resample_maps
 
 __all__ = [
     'Distiller',
+    'FeatureDistiller',
     'HungarianAssignment',
     'InteractionDistiller',
     'LossSchedule',

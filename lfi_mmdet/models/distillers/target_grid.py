@@ -34,6 +34,30 @@ def resample_maps(
     Returns:
         (B, M, H * W), in the precision of ``maps``, at least float32.
     """
+    sampled = resample_tokens(maps, img_shapes, batch_shape, grid, valid)
+    total = sampled.sum(-1, keepdim=True)
+    return sampled / total.clamp(min=torch.finfo(sampled.dtype).tiny)
+
+
+def resample_tokens(
+    maps: Tensor,
+    img_shapes: Sequence[tuple[int, int]],
+    batch_shape: tuple[int, int],
+    grid: tuple[int, int],
+    valid: Tensor | None,
+) -> Tensor:
+    """Do what :func:`resample_maps` does, but normalise nothing.
+
+    Args:
+        maps: Channels of tokens, (B, M, h, w).
+        img_shapes: See :func:`resample_maps`.
+        batch_shape: See :func:`resample_maps`.
+        grid: See :func:`resample_maps`.
+        valid: See :func:`resample_maps`.
+
+    Returns:
+        (B, M, H * W), in the precision of ``maps``, at least float32; 0 on padding.
+    """
     maps = maps if maps.dtype == torch.float64 else maps.float()
     heights, widths = zip(*((shape[0], shape[1]) for shape in img_shapes))
     with torch.autocast(maps.device.type, enabled=False):
@@ -45,8 +69,7 @@ def resample_maps(
     sampled = sampled.unflatten(2, (-1, grid[1])).transpose(1, 2).flatten(2)
     if valid is not None:
         sampled = sampled.masked_fill_(~valid[:, None], 0)
-    total = sampled.sum(-1, keepdim=True)
-    return sampled / total.clamp(min=torch.finfo(maps.dtype).tiny)
+    return sampled
 
 
 def _axis_weights(

@@ -1,11 +1,29 @@
 from .attention import InteractionAttentionLoss
+from .dense import (
+    ACAMLoss,
+    AttentionTransferLoss,
+    CWDLoss,
+    FitNetLoss,
+    MGDLoss,
+    RKDLoss,
+    TRGLoss,
+    ViLDLoss,
+)
 from .dynamics import InteractionDynamicsLoss
 from .feature import InteractionFeatureLoss
 from .relation import InteractionRelationLoss
 
 __all__ = [
+    'ACAMLoss',
+    'AttentionTransferLoss',
+    'CWDLoss',
+    'FitNetLoss',
     'InteractionAttentionLoss',
     'InteractionDynamicsLoss',
     'InteractionFeatureLoss',
     'InteractionRelationLoss',
+    'MGDLoss',
+    'RKDLoss',
+    'TRGLoss',
+    'ViLDLoss',
 ]

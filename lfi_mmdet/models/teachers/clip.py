@@ -34,6 +34,7 @@ class EncodedImages:
             no gradient is wanted.
         probs: With gradients, attention of each layer that is read, (B, h, Q, K).
         prefix: Tokens in front of the patches.
+        tokens: Patches as the tower has them, (B, L, N, C), float32.
     """
 
     images: Tensor
@@ -41,6 +42,7 @@ class EncodedImages:
     embedding: Tensor | None = None
     probs: Sequence[Tensor] = ()
     prefix: int = 0
+    tokens: Tensor | None = None
 
 
 @MODELS.register_module()
@@ -131,6 +133,7 @@ class CLIPTeacher(PromptTeacher):
         self.tokenizer = load_tokenizer(model, cache_dir, tokenizer, model_configs)
         self.grid_size = self.tower.grid_size
         self.embed_dims = int(self._embed(network, [Prompt('a', 0, 1, 0)]).shape[1])
+        self.token_dims = dict(tower=tower.width, joint=self.embed_dims)
         self.freeze(network)
         if class_names is not None:
             self.set_class_names(class_names)
@@ -184,7 +187,7 @@ class CLIPTeacher(PromptTeacher):
             patches = self.tower.project(tokens)
             if embedding is not None:
                 embedding = F.normalize(embedding.float(), dim=-1)
-        return EncodedImages(images, patches, embedding)
+        return EncodedImages(images, patches, embedding, tokens=tokens)
 
     def _encode_with_gradients(self, images: Tensor) -> EncodedImages:
         modules = [self.tower.attentions[layer] for layer in self.layers]
@@ -195,10 +198,19 @@ class CLIPTeacher(PromptTeacher):
             assert embedding is not None
             embedding = F.normalize(embedding.float(), dim=-1)
         stacked = torch.stack([tokens[i][:, prefix:].detach() for i in self.layers], 1)
+        tower = stacked.float()
         with torch.autocast(images.device.type, enabled=False):
-            patches = self.tower.project(stacked.float())
+            patches = self.tower.project(tower)
         probs = [record.probs for record in records if record.probs is not None]
-        return EncodedImages(images, patches, embedding, probs, prefix)
+        return EncodedImages(images, patches, embedding, probs, prefix, tower)
+
+    def dense_tokens(self, images: EncodedImages) -> Tensor | None:
+        """Patches of the blocks that are read, the last one as ``mode`` has it."""
+        return images.patches if self.wants_tokens == 'joint' else images.tokens
+
+    def class_embeds(self) -> Tensor:
+        """Embeddings of the classes, averaged over their prompts."""
+        return F.normalize(self.texts['embeds'].float(), dim=-1)
 
     def score(self, images: EncodedImages, prompts: dict[str, Tensor]) -> Tensor | None:
         """Softmax over the prompts of cosines times the model's logit scale."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from .attention_capture import capture_attention
 from .base import check_choice
 from .clip import normalise_maps
 from .coca_readings import (
+    CoCaImages,
     alone_in_joint_space,
     caption_relevance,
     check_coca,
@@ -34,27 +34,6 @@ PAIRS_PER_PASS = 256
 GRADIENT_PAIRS_PER_PASS = 32
 #: Bounds the memory of one pass of the text tower
 TEXTS_PER_PASS = 256
-
-
-@dataclass
-class CoCaImages:
-    """Images as :class:`CoCaTeacher` sees them.
-
-    Attributes:
-        patches: What features are averages of, float32: (B, N, C), or, for
-            similarities, (B, L, N, E) in the joint space.
-        latent: Unit vectors of the images in the joint space, (B, E), float32.
-        tokens: After the last block of the image tower, (B, 1 + N, C).
-        embeds: What the decoder attends to, (B, Q, D).
-        mixing: How ``embeds`` are mixed from the patches, (B, Q, N), float32; None if
-            they are the patches.
-    """
-
-    patches: Tensor
-    latent: Tensor | None
-    tokens: Tensor
-    embeds: Tensor
-    mixing: Tensor | None = None
 
 
 @MODELS.register_module()
@@ -154,6 +133,8 @@ class CoCaTeacher(PromptTeacher):
         # a similarity is that of a whole text
         self.IN_CONTEXT = self.reading != 'similarity'
         self._strip(network)
+        joint = int(network.visual.output_dim)
+        self.token_dims = dict(tower=self.tower.width, joint=joint)
         self.freeze(network)
         if class_names is not None:
             self.set_class_names(class_names)
@@ -292,7 +273,29 @@ class CoCaTeacher(PromptTeacher):
                 mixing = mixing[:, mixing.shape[1] - embeds.shape[1] :]
             else:
                 patches = embeds[:, -self.grid_size[0] * self.grid_size[1] :].float()
-        return CoCaImages(patches, latent, tokens[max(wanted)], embeds, mixing)
+            dense = self._dense(tokens, prefix, max(wanted))
+        return CoCaImages(patches, latent, tokens[max(wanted)], embeds, mixing, dense)
+
+    def _dense(
+        self, tokens: dict[int, Tensor], prefix: int, last: int
+    ) -> Tensor | None:
+        """The wanted tokens: of blocks that are read, else of the last one."""
+        if self.wants_tokens is None:
+            return None
+        network: Any = self.network
+        layers = self.layers if self.reading == 'similarity' else (last,)
+        stacked = torch.stack([tokens[i][:, prefix:] for i in layers], 1)
+        if self.wants_tokens == 'tower':
+            return stacked.float()
+        return alone_in_joint_space(network.visual, stacked)
+
+    def dense_tokens(self, images: CoCaImages) -> Tensor | None:
+        """Patches of the image tower; pooler and decoder take no part in them."""
+        return images.dense
+
+    def class_embeds(self) -> Tensor:
+        """Embeddings of the classes, averaged over their prompts."""
+        return self._class_latents(self.texts['latents'].float(), self._rows)
 
     def score(self, images: CoCaImages, prompts: dict[str, Tensor]) -> Tensor | None:
         """Softmax over the classes of cosines times the logit scale, (B, P).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,30 @@ from .attention_capture import capture_attention, check_attention, normed, value
 from .attention_gradient import explicit_attention, ordinary, relevance
 from .heads import HeadChoice
 from .open_clip_loader import vision_transformer
+
+
+@dataclass
+class CoCaImages:
+    """Images as :class:`.coca.CoCaTeacher` sees them.
+
+    Attributes:
+        patches: What features are averages of, float32: (B, N, C), or, for
+            similarities, (B, L, N, E) in the joint space.
+        latent: Unit vectors of the images in the joint space, (B, E), float32.
+        tokens: After the last block of the image tower, (B, 1 + N, C).
+        embeds: What the decoder attends to, (B, Q, D).
+        mixing: How ``embeds`` are mixed from the patches, (B, Q, N), float32; None if
+            they are the patches.
+        dense: The patches again, of the kind that is wanted, (B, L, N, C); None if
+            none is.
+    """
+
+    patches: Tensor
+    latent: Tensor | None
+    tokens: Tensor
+    embeds: Tensor
+    mixing: Tensor | None = None
+    dense: Tensor | None = None
 
 
 def check_coca(network: Any, model: str) -> None:

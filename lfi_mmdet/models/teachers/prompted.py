@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -138,6 +138,21 @@ class PromptTeacher(FrozenTeacher):
         """
         return None
 
+    def dense_tokens(self, images: Any) -> Tensor | None:
+        """The patches of images, of the kind :attr:`wants_tokens`, (B, L, N, C).
+
+        None, the default, if the teacher has no such tokens.
+
+        Args:
+            images: What :meth:`encode_images` returned.
+        """
+        del images
+        return None
+
+    def class_embeds(self) -> Tensor | None:
+        """Unit vectors of the classes in the joint space, (T, C); None without one."""
+        return None
+
     def merge_prompts(
         self, prompts: dict[str, Tensor], rows: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
@@ -182,7 +197,8 @@ class PromptTeacher(FrozenTeacher):
         row_ids = rows[prompt_ids]
         ids = [i.to(images.device, non_blocking=True) for i in (image_ids, prompt_ids)]
         reading = self.read(encoded, self.texts, (ids[0], ids[1]))
-        return self._gather(reading, (image_ids, row_ids), present, scores)
+        targets = self._gather(reading, (image_ids, row_ids), present, scores)
+        return self._with_tokens(targets, encoded)
 
     def _class_scores(self, encoded: Any) -> Tensor | None:
         """Scores of the classes, (B, T): those of their best prompts."""
@@ -231,6 +247,20 @@ class PromptTeacher(FrozenTeacher):
             features=None if reading.features is None else mean(reading.features, 0.0),
             log_mass=mean(reading.log_mass, float(torch.finfo(torch.float32).min)),
             scores=scores,
+        )
+
+    def _with_tokens(
+        self, targets: InteractionTargets, encoded: Any
+    ) -> InteractionTargets:
+        """Add dense tokens to the targets, if they are wanted."""
+        tokens = None if self.wants_tokens is None else self.dense_tokens(encoded)
+        if tokens is None:
+            return targets
+        embeds = self.class_embeds() if self.wants_tokens == 'joint' else None
+        return replace(
+            targets,
+            tokens=tokens.float().unflatten(2, self.grid_size),
+            class_embeds=None if embeds is None else embeds.float().to(tokens.device),
         )
 
     # -- captions ----------------------------------------------------------------------
@@ -310,8 +340,9 @@ class PromptTeacher(FrozenTeacher):
         device = images.device
         pairs = (rows[0].to(device), torch.tensor(prompt_ids).long().to(device))
         prompts = {k: v.to(device) for k, v in self.encode_prompts(list(asked)).items()}
-        reading = self.read(self.encode_images(images), prompts, pairs)
-        return self._gather(reading, rows, present, None)
+        encoded = self.encode_images(images)
+        targets = self._gather(self.read(encoded, prompts, pairs), rows, present, None)
+        return self._with_tokens(targets, encoded)
 
     def _prompt_of(self, word: CaptionWord) -> Prompt:
         """The caption itself, or the word in the first template."""

@@ -24,6 +24,7 @@ def stitch_targets(
     - relations: cosines of those features; without features, mean over the tiles,
       weighted by the product of what each tile adds to the maps of both texts.
     - scores: the greatest of the tiles. present: in any of the tiles.
+    - tokens: side by side, see :func:`stitch_tokens`.
 
     Args:
         targets: Those of B * num_tiles inputs, not yet reduced to the present texts.
@@ -47,7 +48,9 @@ def stitch_targets(
         features = (shares[..., None] * tiled).sum(1)
     if relations is not None:
         relations = _relations(relations, features, shares)
-    scores, present = targets.scores, targets.present
+    scores, present, tokens = targets.scores, targets.present, targets.tokens
+    if tokens is not None:
+        tokens = stitch_tokens(tokens, view.tiles, overlap)
     if scores is not None:
         scores = scores.unflatten(0, (-1, view.num_tiles)).amax(1)
     return replace(
@@ -58,7 +61,28 @@ def stitch_targets(
         relations=relations,
         log_mass=None if targets.log_mass is None else log_mass,
         scores=scores,
+        tokens=tokens,
     )
+
+
+def stitch_tokens(
+    tokens: Tensor, tiles: tuple[int, int], overlap_in_patches: tuple[int, int]
+) -> Tensor:
+    """Put the tokens of tiles side by side on the grid of the whole image.
+
+    Where tiles overlap they are averaged with the weights of :func:`stitch_maps`.
+
+    Args:
+        tokens: (B * R * C, L, h, w, D).
+        tiles: (R, C).
+        overlap_in_patches: See :func:`stitch_maps`.
+
+    Returns:
+        (B, L, H, W, D).
+    """
+    channels_first = tokens.permute(0, 1, 4, 2, 3)
+    parts, _ = _parts(channels_first, None, tiles, overlap_in_patches)
+    return _fold(parts, tiles, overlap_in_patches).permute(0, 1, 3, 4, 2)
 
 
 def stitch_maps(
@@ -121,6 +145,14 @@ def _join(
     parts: Tensor, peak: Tensor, tiles: tuple[int, int], overlap: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
     """Add up :func:`_parts` into normalised maps and their log mass."""
+    whole = _fold(parts, tiles, overlap)
+    total = whole.sum((-2, -1)).clamp(min=torch.finfo(whole.dtype).tiny)
+    log_mass = (peak + total.log()).clamp(min=torch.finfo(peak.dtype).min)
+    return whole / total[..., None, None], log_mass
+
+
+def _fold(parts: Tensor, tiles: tuple[int, int], overlap: tuple[int, int]) -> Tensor:
+    """Add up what the tiles give, (B, R * C, L, T, h, w), into (B, L, T, H, W)."""
     batch, _, layers, texts, h, w = parts.shape
     step = (h - overlap[0], w - overlap[1])
     grid = tuple(
@@ -128,10 +160,7 @@ def _join(
     )
     columns = parts.permute(0, 2, 3, 4, 5, 1).flatten(1, 4)
     whole = F.fold(columns, grid, (h, w), stride=step)
-    whole = whole.view(batch, layers, texts, *grid)
-    total = whole.sum((-2, -1)).clamp(min=torch.finfo(whole.dtype).tiny)
-    log_mass = (peak + total.log()).clamp(min=torch.finfo(peak.dtype).min)
-    return whole / total[..., None, None], log_mass
+    return whole.view(batch, layers, texts, *grid)
 
 
 def _taper(count: int, length: int, overlap: int, like: Tensor) -> Tensor:

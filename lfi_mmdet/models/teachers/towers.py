@@ -38,6 +38,11 @@ class ImageTower(metaclass=ABCMeta):
 
     @property
     @abstractmethod
+    def width(self) -> int:
+        """Channels of a patch token."""
+
+    @property
+    @abstractmethod
     def dtype(self) -> torch.dtype:
         """Type of the tower's weights."""
 
@@ -143,6 +148,11 @@ class OpenClipTower(ImageTower):
         super().__init__(visual, visual.transformer.resblocks, visual.grid_size)
 
     @property
+    def width(self) -> int:
+        """Channels of a patch token."""
+        return int(self.visual.conv1.out_channels)
+
+    @property
     def dtype(self) -> torch.dtype:
         """Type of the tower's weights."""
         return self.visual.conv1.weight.dtype
@@ -191,6 +201,11 @@ class TimmTower(ImageTower):
             )
         super().__init__(visual, trunk.blocks, grid)
         self.trunk = trunk
+
+    @property
+    def width(self) -> int:
+        """Channels of a patch token."""
+        return int(self.trunk.embed_dim)
 
     @property
     def dtype(self) -> torch.dtype:

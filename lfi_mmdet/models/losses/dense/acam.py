@@ -1,0 +1,116 @@
+"""ACAM-KD: masks that student and teacher choose together."""
+
+from __future__ import annotations
+
+import torch
+from mmdet.registry import MODELS
+from torch import Tensor, nn
+
+from .base import DenseLoss, DensePair, aligner, places
+
+
+@MODELS.register_module()
+class ACAMLoss(DenseLoss):
+    """Adaptive, cooperative attention masking (Lan and Tian, ICCV 2025, 2503.06307).
+
+    The teacher's tokens T ask the student's S (aligned to C channels), and learned
+    units select channels and places in what they are answered (N places, M masks)::
+
+        A = softmax(Wq T (Wk S)^T / sqrt(C / 2))      fused F = A Wv S, (N, C)
+        channel masks   Mc = sigmoid(mc * mean over places of F)     (M, C)
+        spatial masks   Ms = sigmoid(ms F^T)                         (M, N)
+        L_c = mean over M of |Mc * (T - S)|^2 / (N * sum of the mask)
+        L_s = mean over M of |Ms * (T - S)|^2 / (C * sum of the mask)
+        L_div = 2 sum_{i != j} M_i . M_j / (sum_i |M_i|^2 + sum_j |M_j|^2)
+        L = alpha * (L_c + L_s) + diversity_weight * (L_div of Mc + L_div of Ms)
+
+    The equations are known to us from summaries of the paper. Its losses are written
+    there with the mask as a factor in front of the sum; we read it as the divisor, as
+    in MasKD, from which it comes: otherwise masks of 0 would be best. The paper works
+    on FPNs, we on the output of the backbone, with whitened tokens (see
+    :class:`DenseLoss`).
+
+    Args:
+        loss_weight: alpha, 1 in the paper.
+        diversity_weight: Called lambda in the paper, 1.
+        num_masks: M, 6 for detection in the paper.
+        whiten: See :class:`DenseLoss`.
+    """
+
+    def __init__(
+        self,
+        loss_weight: float = 1.0,
+        diversity_weight: float = 1.0,
+        num_masks: int = 6,
+        whiten: bool = True,
+    ) -> None:
+        super().__init__(loss_weight, whiten)
+        if num_masks < 2:
+            raise ValueError(
+                f'ACAMLoss.num_masks={num_masks} must be at least 2: one mask cannot '
+                'differ from others'
+            )
+        self.diversity_weight, self.num_masks = diversity_weight, num_masks
+
+    def connect(self, student_dims: int, teacher_dims: int) -> None:
+        """Build projections and selection units."""
+        narrow = max(1, teacher_dims // 2)
+        self.align = aligner(student_dims, teacher_dims)
+        self.query = nn.Linear(teacher_dims, narrow, bias=False)
+        self.key = nn.Linear(teacher_dims, narrow, bias=False)
+        self.value = nn.Linear(teacher_dims, teacher_dims, bias=False)
+        # different from one another from the start, as they learn by their differences
+        self.channel_units = nn.Parameter(torch.randn(self.num_masks, 1))
+        self.spatial_units = nn.Parameter(
+            torch.randn(self.num_masks, teacher_dims) * teacher_dims**-0.5
+        )
+
+    def forward(self, pair: DensePair) -> Tensor:
+        """See :meth:`DenseLoss.forward`."""
+        valid = pair.valid.flatten(1)
+        student, teacher = places(self.align(pair.student)), places(self.target(pair))
+        count = valid.sum(1).clamp(min=1)[:, None]
+        fused = self.fuse(student, teacher, valid)
+        pooled = (fused * valid[..., None]).sum(1) / count
+        channel = (self.channel_units * pooled[:, None]).sigmoid()
+        spatial = (self.spatial_units @ fused.mT).sigmoid() * valid[:, None]
+        # one product instead of M masked copies of the differences
+        squares = (student - teacher).square() * valid[..., None]
+        per_channel = (channel.square() @ squares.sum(1)[..., None])[..., 0]
+        per_channel = per_channel / (count * channel.sum(-1))
+        per_place = (spatial.square() @ squares.sum(2)[..., None])[..., 0]
+        per_place = per_place / (squares.shape[2] * spatial.sum(-1).clamp(min=1e-6))
+        loss = self.loss_weight * (per_channel.mean() + per_place.mean())
+        alike = diversity(channel) + diversity(spatial)
+        return loss + self.diversity_weight * alike
+
+    def fuse(self, student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
+        """What the teacher's tokens find in the student's.
+
+        Args:
+            student: (B, N, C).
+            teacher: (B, N, C).
+            valid: Bool (B, N).
+
+        Returns:
+            (B, N, C).
+        """
+        query, key = self.query(teacher), self.key(student)
+        logits = query @ key.mT / query.shape[-1] ** 0.5
+        attention = logits.masked_fill(~valid[:, None], -1e4).softmax(-1)
+        return attention @ self.value(student)
+
+
+def diversity(masks: Tensor) -> Tensor:
+    """How much masks overlap (Dice), from 0 for none to M - 1 for equal masks.
+
+    Args:
+        masks: (B, M, K).
+
+    Returns:
+        Scalar, mean over the images.
+    """
+    products = masks @ masks.mT
+    own = products.diagonal(dim1=1, dim2=2).sum(-1)
+    others = products.sum((1, 2)) - own
+    return (2 * others / (2 * own).clamp(min=1e-6)).mean()
