@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import torch
 from mmdet.registry import HOOKS
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
@@ -51,7 +52,10 @@ class InvalidLossHook(Hook):
         """
         if not outputs or not self.every_n_train_iters(runner, self.interval):
             return
-        values = {name: float(value) for name, value in outputs.items()}
+        values = {
+            name: float(torch.as_tensor(value).detach())
+            for name, value in outputs.items()
+        }
         if math.isfinite(values['loss']):
             return
         iteration = runner.iter + 1

@@ -128,6 +128,8 @@ def set_length(cfg: Config, iterations: int, interval: int) -> None:
         for key in ('begin', 'end', 'T_max', 'milestones', 'step_size'):
             if key in scheduler:
                 scheduler[key] = _scaled(scheduler[key], factor, limit)
+        if 'end' in scheduler:  # of a very short training
+            scheduler['end'] = max(scheduler['end'], scheduler.get('begin', 0) + 1)
         scheduler['by_epoch'] = False
         scheduler.pop('convert_to_iter_based', None)
     cfg.train_cfg = dict(

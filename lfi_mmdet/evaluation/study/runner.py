@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -125,7 +126,9 @@ class StudyRun:
                 f'{", ..." if len(changed) > 5 else ""}; --redo changed runs them '
                 'again, another --work-dir keeps both'
             )
-        self.results.replace([self._plan_line()], lambda old: old.get('kind') == 'plan')
+        plan = json.loads(json.dumps(self._plan_line()))
+        if plan not in self.results.read():
+            self.results.replace([plan], lambda old: old.get('kind') == 'plan')
         executor = Executor(
             tasks,
             self.results,
