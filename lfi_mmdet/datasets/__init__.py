@@ -1,5 +1,5 @@
-from . import transforms
+from . import samplers, transforms
 from .caption_scenes import CaptionScenes
 from .shapes_dataset import ShapesDataset
 
-__all__ = ['CaptionScenes', 'ShapesDataset', 'transforms']
+__all__ = ['CaptionScenes', 'ShapesDataset', 'samplers', 'transforms']

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -187,7 +188,13 @@ class LoadCaptions(BaseTransform):
         check_captions(
             dataset, captions, self.ann_file, key, self.missing, self.foreign
         )
-        for step in getattr(getattr(dataset, 'pipeline', None), 'transforms', ()):
+        steps = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
+        branches = [
+            branch.transforms
+            for step in steps
+            for branch in getattr(step, 'branch_pipelines', {}).values()
+        ]
+        for step in chain(steps, *branches):
             keys = getattr(step, 'meta_keys', None)
             if keys is not None and 'captions' not in keys:
                 raise InputError(

@@ -7,14 +7,17 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
+from lfi_mmdet.models.teachers.presence import check_labels
+
 
 @HOOKS.register_module()
 class ClassNamesHook(Hook):
     """Take the class names of the training dataset as the teacher's texts.
 
     Runs before the first iteration, so a project that inherits a config changes its
-    classes in one place, the dataset's ``metainfo``. Then lets the teacher check the
-    dataset, see :meth:`FrozenTeacher.check_dataset`. Priority: VERY_HIGH.
+    classes in one place, the dataset's ``metainfo``. Then checks that there are labels,
+    if the teacher needs them, and lets it check the dataset, see
+    :meth:`FrozenTeacher.check_dataset`. Priority: VERY_HIGH.
     """
 
     priority = 'VERY_HIGH'
@@ -25,6 +28,7 @@ class ClassNamesHook(Hook):
         Raises:
             ValueError: If the dataset has no class names, their number is not that of
                 the queries, or the teacher cannot be used with the dataset.
+            InputError: If the teacher needs labels, and a dataset has none.
         """
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if not hasattr(model, 'set_class_names'):
@@ -41,4 +45,7 @@ class ClassNamesHook(Hook):
                 "metainfo=dict(classes=('name', ...))"
             )
         model.set_class_names(classes)
-        model.teacher.check_dataset(runner.train_dataloader.dataset)
+        dataset = runner.train_dataloader.dataset
+        if getattr(model.teacher, 'needs_labels', False):
+            check_labels(dataset, 'train_dataloader.dataset')
+        model.teacher.check_dataset(dataset)

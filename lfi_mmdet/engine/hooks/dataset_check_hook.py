@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from mmdet.datasets.samplers import MultiSourceSampler
 from mmdet.models import BBoxHead, FCNMaskHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.registry import HOOKS
@@ -57,6 +58,7 @@ class DatasetCheckHook(Hook):
         Raises:
             InputError: In every process, if anything is wrong.
         """
+        check_batch_size(runner.train_dataloader)
         datasets = {'train': runner.train_dataloader.dataset}
         if runner.val_loop is not None:
             datasets['val'] = runner.val_dataloader.dataset
@@ -108,6 +110,26 @@ class DatasetCheckHook(Hook):
             check_images(paths, f'{key}.data_prefix', source)
 
 
+def check_batch_size(loader: Any) -> None:
+    """Check that a sampler that mixes datasets makes batches of the loader's size.
+
+    With another size, batches would begin anywhere in the mixture.
+
+    Raises:
+        InputError: If it does not.
+    """
+    sampler = getattr(loader, 'sampler', None)
+    if isinstance(sampler, MultiSourceSampler) and (
+        sampler.batch_size != loader.batch_size
+    ):
+        raise InputError(
+            f'train_dataloader.batch_size={loader.batch_size}, but its sampler mixes '
+            f'batches of sampler.batch_size={sampler.batch_size}'
+            + (' and batch_sampler is not None' if loader.batch_size is None else '')
+            + '; both have to be the same, with batch_sampler=None'
+        )
+
+
 def iter_transforms(dataset: Any, key: str) -> Iterator[tuple[Any, str, Any]]:
     """Find the transforms in the pipelines of a dataset, also those inside of others.
 
@@ -134,6 +156,8 @@ def _iter_steps(steps: Any, key: str) -> Iterator[tuple[str, Any]]:
         yield f'{key}.{i}', step
         inner = getattr(step, 'transforms', None)
         yield from _iter_steps(inner, f'{key}.{i}.transforms')
+        for name, branch in getattr(step, 'branch_pipelines', {}).items():
+            yield from _iter_steps(branch, f'{key}.{i}.{name}')
 
 
 def check_heads(model: nn.Module, dataset: Any, key: str) -> None:

@@ -161,7 +161,8 @@ def _check_plain_coco(
         return
     paths = [os.path.join(folder, image['file_name']) for image in content['images']]
     check_images(paths, f'{key}.data_prefix.img', ann_file)
-    if classes is not None and not dataset.get('test_mode', False):
+    learns = not dataset.get('test_mode', False) and _loads(dataset, 'LoadAnnotations')
+    if classes is not None and learns:
         ids = {c['id'] for c in categories if c['name'] in set(classes)}
         if not any(a['category_id'] in ids for a in content.get('annotations', [])):
             raise InputError(
@@ -201,12 +202,13 @@ def _check_evaluator(path: str, split: str, dataset: dict) -> None:
 
 def _loads_masks(dataset: dict) -> bool:
     """Whether the pipeline reads masks."""
-    return any(
-        isinstance(step, dict)
-        and step.get('type') == 'LoadAnnotations'
-        and step.get('with_mask')
-        for step in dataset.get('pipeline') or []
-    )
+    return any(step.get('with_mask') for step in _loads(dataset, 'LoadAnnotations'))
+
+
+def _loads(dataset: dict, kind: str) -> list[dict]:
+    """Transforms of the pipeline that are of this type."""
+    steps = dataset.get('pipeline') or []
+    return [s for s in steps if isinstance(s, dict) and s.get('type') == kind]
 
 
 def _dataset_type(dataset: dict, key: str) -> type:

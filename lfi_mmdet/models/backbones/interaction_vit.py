@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -263,44 +264,60 @@ class InteractionViT(BaseModule):
             self._trace = self._img_shapes = None
 
     def freeze_unreached(
-        self, last_map: int | None, last_query: int | None
+        self, last_map: int | None, last_query: int | None, uses_outputs: bool = True
     ) -> list[str]:
-        """Freeze the interaction parameters that no loss reaches.
+        """Freeze the parameters that no loss reaches.
 
         DDP with ``find_unused_parameters=False`` needs a gradient for every trainable
-        parameter. Without feedback only the supervision reaches the interaction, and
-        what the queries read in their last supervised layer is used by nobody unless
-        a loss looks at the queries themselves.
+        parameter. Where nothing looks at the outputs, blocks and feedback behind the
+        last supervised interaction layer are used by nobody. Without feedback only the
+        supervision reaches the interaction, and what the queries read in their last
+        supervised layer is used by nobody unless a loss looks at the queries
+        themselves.
 
         Args:
             last_map: Position, among the interaction layers, of the last one whose
                 attention is supervised; None if none is.
             last_query: The same for the queries.
+            uses_outputs: Whether a loss looks at what :meth:`forward` returns.
 
         Returns:
             Names of the parameters that were frozen.
+
+        Raises:
+            ValueError: If no loss reaches anything.
         """
-        if not self.num_queries or self.feedback:
-            return []
         reached = max(
             -1 if last_map is None else last_map,
             -1 if last_query is None else last_query,
         )
+        if not uses_outputs and (reached < 0 or not self.num_queries):
+            raise ValueError(
+                f'no loss reaches the backbone (num_queries={self.num_queries}): none '
+                'looks at its outputs, and none supervises its queries'
+            )
         frozen: list[nn.Parameter] = []
-        if reached < 0:
-            frozen = [self.queries, *self.interaction.parameters()]
-        elif last_query is None and reached == 0:
-            frozen = self.interaction.parameters_reading()
-        if reached == 0 and self.interaction.carry is not None:
-            frozen.append(self.interaction.carry)
+        if not uses_outputs:
+            for block in self.blocks[self.interaction_layers[reached] + 1 :]:
+                frozen += block.parameters()
+            if self.feedback and reached == 0:
+                frozen += self.interaction.parameters_writing()
+        if self.num_queries and not (uses_outputs and self.feedback):
+            if reached < 0:
+                frozen += [self.queries, *self.interaction.parameters()]
+            elif last_query is None and reached == 0:
+                frozen += self.interaction.parameters_reading()
+            if reached == 0 and self.interaction.carry is not None:
+                frozen.append(self.interaction.carry)
         for parameter in frozen:
             parameter.requires_grad_(False)
         ids = {id(p) for p in frozen}
         names = [n for n, p in self.named_parameters() if id(p) in ids]
         if names:
+            whole = (re.sub(r'^(blocks\.\d+)\..*', r'\1', name) for name in names)
             print_log(
-                f'feedback is off and no loss reaches {len(names)} interaction '
-                f'parameters; frozen: {", ".join(names)}',
+                f'no loss reaches {len(names)} parameters of the backbone; frozen: '
+                f'{", ".join(dict.fromkeys(whole))}',
                 logger='current',
             )
         return names

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mmdet.models.utils import rename_loss_dict, reweight_loss_dict
 from mmdet.structures import SampleList
-from mmengine.logging import print_log
 from torch import Tensor
 
-from lfi_mmdet.models.distillers import Distiller, build_distiller
-from lfi_mmdet.models.teachers import FrozenTeacher
-from lfi_mmdet.models.teachers.presence import note_labels
-from lfi_mmdet.registry import build_part
-from lfi_mmdet.structures import InteractionSpec, InteractionTargets, InteractionTrace
+from lfi_mmdet.models.distillers.teacher_mixin import TeacherMixin
+from lfi_mmdet.structures import InteractionTargets, InteractionTrace
 
 from .regions import region_head
 
@@ -22,8 +18,11 @@ if TYPE_CHECKING:
 else:
     Detector = object  # whichever mmdet detector follows in the bases
 
+#: Images with labels, and images without
+BRANCHES = ('sup', 'unsup')
 
-class LFIMixin(Detector):
+
+class LFIMixin(TeacherMixin, Detector):
     """Teacher and distiller beside an mmdet detector; put it before the detector.
 
     The detector's own methods stay as they are: the losses of the distiller join
@@ -31,9 +30,18 @@ class LFIMixin(Detector):
     testing alike. The backbone must offer ``interactions`` and ``interaction_spec``
     as :class:`InteractionViT` does.
 
+    Batches may mix images with labels and images without, as mmdet's semi-supervised
+    detectors take them (``MultiBranchDataPreprocessor``, branches ``'sup'`` and
+    ``'unsup'``). Images without labels run through the backbone only and feel nothing
+    but the distillation.
+
     Args:
         teacher: Config of a :class:`FrozenTeacher`; None trains the student alone.
         distiller: Config of a :class:`Distiller`; needed with a teacher.
+        sup_weight: Weight of the distillation on the images with labels of a mixed
+            batch; at 0 they are spared the teacher, and feel their labels only.
+        unsup_weight: Weight of the distillation on images without labels; its losses
+            are logged as ``unsup_loss_*``.
         *args: For the detector.
         **kwargs: For the detector.
     """
@@ -43,89 +51,90 @@ class LFIMixin(Detector):
         *args: Any,
         teacher: dict | None = None,
         distiller: dict | None = None,
+        sup_weight: float = 1.0,
+        unsup_weight: float = 1.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        spec = self._interaction_spec()
-        # never registered as a module: FrozenTeacher is no nn.Module
-        self.teacher: FrozenTeacher | None = None
-        self.distiller: Distiller | None = None
-        supervised: tuple[int | None, int | None] = (None, None)
-        if teacher is not None:
-            if distiller is None:
-                raise ValueError('model.teacher is given, but model.distiller is not')
-            self.teacher = build_part(teacher, FrozenTeacher, 'model.teacher')
-            self.distiller = build_distiller(
-                distiller, spec, self.teacher, regions=region_head(self)
-            )
-            # present texts are asked for in every step: the host need not wait
-            self.data_preprocessor.register_forward_pre_hook(note_labels)
-            supervised = self.distiller.last_supervised()
-            if self.teacher.class_names is not None:
-                self.set_class_names(self.teacher.class_names)
-        self.backbone.freeze_unreached(*supervised)
-
-    def _interaction_spec(self) -> InteractionSpec:
-        spec = getattr(self.backbone, 'interaction_spec', None)
-        if not isinstance(spec, InteractionSpec):
-            raise TypeError(
-                f'backbone {type(self.backbone).__name__} records no interactions; '
-                'choose InteractionViT'
-            )
-        return spec
-
-    def set_class_names(self, class_names: Sequence[str]) -> None:
-        """Give the teacher its texts, one per class.
-
-        Raises:
-            ValueError: If their number is not that of the queries tied to a class, or
-                a teacher that already has texts has others.
-        """
-        if self.teacher is None:
-            return
-        assert self.distiller is not None
-        self.distiller.check_classes(len(class_names))
-        known = self.teacher.class_names
-        if known is not None and known != tuple(class_names):
-            odd = sorted(set(known) ^ set(class_names)) or 'the order'
+        if sup_weight < 0:
+            raise ValueError(f'model.sup_weight={sup_weight} is less than 0')
+        if unsup_weight <= 0:
             raise ValueError(
-                f'teacher.class_names differ from those of the dataset in {odd}'
+                f'model.unsup_weight={unsup_weight} is not more than 0; to use no '
+                'images without labels, leave them out of the dataset'
             )
-        if known is None:
-            self.teacher.set_class_names(class_names)
-        self.distiller.check_texts(self.teacher.num_texts)
+        self.sup_weight, self.unsup_weight = sup_weight, unsup_weight
+        self.attach_teacher(teacher, distiller, region_head(self))
 
     # -- mmdet's triad ----------------------------------------------------------------
-    def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict:
-        """Detection losses and, with a teacher, ``loss_lfi_*``."""
+    def loss(
+        self,
+        batch_inputs: Tensor | dict[str, Tensor],
+        batch_data_samples: SampleList | dict[str, SampleList],
+    ) -> dict:
+        """Detection losses and, with a teacher, those of the distiller.
+
+        Args:
+            batch_inputs: (B, 3, H, W); of a mixed batch, one per branch.
+            batch_data_samples: Data samples; of a mixed batch, a list per branch.
+
+        Raises:
+            ValueError: If a mixed batch has other branches than ``'sup'`` and
+                ``'unsup'``.
+        """
+        if isinstance(batch_inputs, dict):
+            return self.loss_of_branches(batch_inputs, batch_data_samples)
         losses, trace, targets = self.loss_with_interactions(
             batch_inputs, batch_data_samples
         )
         if self.distiller is not None:
-            losses.update(
-                self.distiller(
-                    trace,
-                    targets,
-                    [sample.img_shape for sample in batch_data_samples],
-                    (self.backbone.patch_size,) * 2,
-                )
+            losses.update(self.compare(trace, targets, batch_data_samples))
+        return losses
+
+    def loss_of_branches(
+        self, inputs: dict[str, Tensor], samples: dict[str, SampleList]
+    ) -> dict:
+        """Losses of a mixed batch; see :meth:`loss`.
+
+        Without a teacher, images without labels have nothing to teach and are left
+        alone.
+        """
+        if set(inputs) != set(BRANCHES):
+            raise ValueError(
+                f'a mixed batch has the branches {sorted(inputs)}; MultiBranch.'
+                f'branch_field must be {list(BRANCHES)}'
             )
+        images, labelled = inputs['sup'], samples['sup']
+        if self.distiller is None or self.sup_weight == 0:
+            losses = self._detection_loss(images, labelled)
+        else:
+            losses, trace, targets = self.loss_with_interactions(images, labelled)
+            distilled = self.compare(trace, targets, labelled)
+            losses.update(reweight_loss_dict(distilled, self.sup_weight))
+        if self.distiller is not None:
+            distilled = self.distil(inputs['unsup'], samples['unsup'])
+            distilled = reweight_loss_dict(distilled, self.unsup_weight)
+            losses.update(rename_loss_dict('unsup_', distilled))
         return losses
 
     def loss_with_interactions(
         self, batch_inputs: Tensor, batch_data_samples: SampleList
     ) -> tuple[dict, InteractionTrace, InteractionTargets | None]:
         """Detection losses, what the queries did, and what the teacher did."""
-        targets = None
-        if self.teacher and self.distiller and self.distiller.active:
-            targets = self.teacher(
-                batch_inputs, batch_data_samples, self.data_preprocessor
-            )
+        targets = self.teacher_targets(batch_inputs, batch_data_samples)
         shapes = [sample.img_shape for sample in batch_data_samples]
         record = self.distiller is not None
         with self.backbone.interactions(shapes, record=record) as trace:
             losses = super().loss(batch_inputs, batch_data_samples)
         return losses, trace, targets
+
+    def _detection_loss(
+        self, batch_inputs: Tensor, batch_data_samples: SampleList
+    ) -> dict:
+        """Detection losses alone, with padding hidden from the queries."""
+        shapes = [sample.img_shape for sample in batch_data_samples]
+        with self.backbone.interactions(shapes, record=False):
+            return super().loss(batch_inputs, batch_data_samples)
 
     def predict(
         self, batch_inputs: Tensor, batch_data_samples: SampleList, **kwargs: Any
@@ -134,20 +143,3 @@ class LFIMixin(Detector):
         shapes = [sample.img_shape for sample in batch_data_samples]
         with self.backbone.interactions(shapes, record=False):
             return super().predict(batch_inputs, batch_data_samples, **kwargs)
-
-    # -- the teacher's contracts ------------------------------------------------------
-    def init_weights(self) -> None:
-        """Initialise the student and check that the teacher is untouched."""
-        super().init_weights()
-        if self.teacher is not None:
-            self.teacher.verify()
-            print_log(
-                f'teacher {type(self.teacher).__name__} verified after init_weights',
-                logger='current',
-            )
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
-        super()._apply(fn, *args, **kwargs)
-        if self.teacher is not None:
-            self.teacher.apply_(fn)
-        return self

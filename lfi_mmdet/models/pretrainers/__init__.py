@@ -1,3 +1,4 @@
 from .caption_pretrainer import CaptionPretrainer
+from .interaction_pretrainer import InteractionPretrainer
 
-__all__ = ['CaptionPretrainer']
+__all__ = ['CaptionPretrainer', 'InteractionPretrainer']

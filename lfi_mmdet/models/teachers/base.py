@@ -123,6 +123,11 @@ class FrozenTeacher(metaclass=ABCMeta):
         return None
 
     @property
+    def needs_labels(self) -> bool:
+        """Whether images without labels would teach nothing."""
+        return self.present == 'ground_truth'
+
+    @property
     def has_relations(self) -> bool:
         """Whether targets tell the cosines between features."""
         return self.feature_dims is not None

@@ -110,6 +110,11 @@ class CachedTeacher(FrozenTeacher):
         return self.meta.feature_dims or None
 
     @property
+    def needs_labels(self) -> bool:
+        """No: ``LoadCachedTargets`` decides what is present, and says what it lacks."""
+        return False
+
+    @property
     def has_relations(self) -> bool:
         """Whether relations are stored, or features that tell them."""
         return bool(self.meta.relations) or self.feature_dims is not None

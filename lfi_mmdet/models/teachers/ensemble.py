@@ -101,6 +101,11 @@ class EnsembleTeacher(FrozenTeacher):
         return total
 
     @property
+    def needs_labels(self) -> bool:
+        """Whether a teacher needs labels."""
+        return any(teacher.needs_labels for teacher in self.teachers)
+
+    @property
     def has_relations(self) -> bool:
         """Whether all teachers tell cosines between features."""
         return all(teacher.has_relations for teacher in self.teachers)

@@ -85,6 +85,11 @@ class GroundTruthTeacher(FrozenTeacher):
         """One layer per entry of ``blur``."""
         return len(self.blur)
 
+    @property
+    def needs_labels(self) -> bool:
+        """They are what it looks up."""
+        return True
+
     def encode_texts(self, class_names: Sequence[str]) -> None:
         """Nothing to encode: query k belongs to label k."""
 

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from mmdet.structures import SampleList
+from mmdet.structures import DetDataSample, SampleList
 from torch import Tensor, nn
+
+from lfi_mmdet.engine.preflight import InputError, iter_datasets
+
+#: What to do about it
+NO_LABELS = (
+    "choose teacher.present='teacher' or 'all', or teacher.texts='captions' with "
+    "present='all'"
+)
 
 
 def present_texts(rule: str, data_samples: SampleList, num_texts: int) -> Tensor:
@@ -20,7 +30,7 @@ def present_texts(rule: str, data_samples: SampleList, num_texts: int) -> Tensor
         Bool (B, T) on the CPU.
 
     Raises:
-        ValueError: If a label has no text.
+        ValueError: If an image has no labels, or a label has no text.
     """
     if rule == 'all':
         return torch.ones(len(data_samples), num_texts, dtype=torch.bool)
@@ -28,7 +38,7 @@ def present_texts(rule: str, data_samples: SampleList, num_texts: int) -> Tensor
     for row, sample in zip(present, data_samples):
         labels = sample.get('gt_labels')
         if labels is None:
-            labels = sample.gt_instances.labels.cpu()
+            labels = _labels_of(sample)
         if labels.numel() and int(labels.max()) >= num_texts:
             raise ValueError(
                 f'{sample.get("img_path", "an image")} has label {int(labels.max())}, '
@@ -36,6 +46,41 @@ def present_texts(rule: str, data_samples: SampleList, num_texts: int) -> Tensor
             )
         row[labels] = True
     return present
+
+
+def _labels_of(sample: DetDataSample) -> Tensor:
+    instances = sample.get('gt_instances')
+    if instances is None or 'labels' not in instances:
+        raise ValueError(
+            f'{sample.get("img_path", "an image")} has no labels, which '
+            "teacher.present='ground_truth', and GroundTruthTeacher in any case, need: "
+            "put dict(type='LoadAnnotations', with_bbox=True) into the pipeline; for "
+            f'images without labels {NO_LABELS}'
+        )
+    return instances.labels.cpu()
+
+
+def check_labels(dataset: Any, key: str) -> None:
+    """Check that a teacher that needs labels gets some from every dataset.
+
+    Args:
+        dataset: Built dataset, possibly wrapped. Datasets whose images have no list of
+            ``instances`` are left alone.
+        key: Where the config gives it, for messages.
+
+    Raises:
+        InputError: If no image of a dataset has any.
+    """
+    for inner, part in iter_datasets(dataset, key):
+        if not hasattr(part, 'get_data_info') or not len(part):
+            continue
+        infos = (part.get_data_info(i) for i in range(len(part)))
+        if not any(info.get('instances', True) for info in infos):
+            raise InputError(
+                f'{inner}: no image of {getattr(part, "ann_file", None) or "it"} has '
+                "a label, which teacher.present='ground_truth', and GroundTruthTeacher "
+                f'in any case, need; {NO_LABELS}'
+            )
 
 
 def note_labels(module: nn.Module, args: tuple) -> None:

@@ -82,6 +82,11 @@ class TeacherWrapper(FrozenTeacher):
         return self._inner.feature_dims
 
     @property
+    def needs_labels(self) -> bool:
+        """Whether the teacher inside needs labels."""
+        return self._inner.needs_labels
+
+    @property
     def has_relations(self) -> bool:
         """Whether the teacher inside has relations."""
         return self._inner.has_relations

@@ -214,3 +214,9 @@ class QueryInteraction(nn.Module):
         if self.relation is not None:
             modules.append(self.relation)
         return [p for module in modules for p in module.parameters()]
+
+    def parameters_writing(self) -> list[nn.Parameter]:
+        """Parameters that only reach a loss through tokens that read the queries."""
+        if self.feedback is None:
+            return []
+        return [*self.feedback.parameters(), self.gamma]

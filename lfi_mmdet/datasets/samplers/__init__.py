@@ -1,0 +1,3 @@
+from .seeded_group_sampler import SeededGroupMultiSourceSampler
+
+__all__ = ['SeededGroupMultiSourceSampler']
