@@ -18,7 +18,6 @@ Metrics = dict[str, float]
 _SHARED = {
     'iterations': 'iterations',
     'points': 'evaluated at iterations',
-    'batch_size': 'batch size',
     'start_weights_hash': 'start weights (sha256)',
 }
 
@@ -181,9 +180,12 @@ def _check_pair(run: Line, twin: Line, facts: Mapping[str, Any]) -> None:
             'optimizer and learning-rate schedule (sha256; own_schedule: true of the '
             'arm allows it)'
         )
+    # a batch with unlabelled images beside the labelled ones is larger
+    allows = 'own_order: true of the arm allows it'
+    if not facts['own_order']:
+        told['batch_size'] = f'batch size ({allows})'
     both_finished = run['status'] == twin['status'] == 'finished'
     if both_finished and not facts['own_order']:
-        allows = 'own_order: true of the arm allows it'
         told['labelled_images_seen'] = f'labelled images seen ({allows})'
         told['order_hash'] = f'order of the labelled images (sha256; {allows})'
     for key, name in told.items():

@@ -60,7 +60,7 @@ def test_pretraining_is_added_to_the_iterations(tmp_path):
             dict(points=[5, 20]),
             r'evaluated at iterations: \[5, 20\], the twin has \[10',
         ),
-        (dict(batch_size=8), 'batch size: 8, the twin has 4'),
+        (dict(batch_size=8), r'batch size \(.*\): 8, the twin has 4'),
         (
             dict(data_hash=dict(train='e' * 64, val='v' * 64)),
             r'data, train \(sha256\): e{12}, the twin has d{12}',
@@ -93,7 +93,10 @@ def test_a_seed_that_the_twin_never_has_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ('flag', 'changes'),
     [
-        ('own_order', dict(order_hash='p' * 64, labelled_images_seen=40)),
+        (
+            'own_order',
+            dict(order_hash='p' * 64, labelled_images_seen=40, batch_size=8),
+        ),
         ('own_schedule', dict(schedule_hash='p' * 64)),
     ],
 )
