@@ -92,8 +92,9 @@ def export_student(
         force: Whether files that exist are replaced.
 
     Raises:
-        InputError: If a file is missing, is no checkpoint, has no queries, or does not
-            fit the config, if something is in the way, or cannot be written.
+        InputError: If a file is missing, is no checkpoint, has neither queries nor a
+            distiller, or does not fit the config, if something is in the way, or cannot
+            be written.
     """
     weights, config = check_targets(checkpoint, Path(out), force)
     check_checkpoint(checkpoint, 'checkpoint')
@@ -102,10 +103,11 @@ def export_student(
     except (FileNotFoundError, ValueError) as error:
         raise InputError(str(error)) from error
     state, averaged = choose_weights(content, checkpoint, ema)
-    if not any(key.startswith(QUERIES) for key in state):
+    if not any(key.startswith((*QUERIES, *DISTILLER)) for key in state):
         raise InputError(
             f'checkpoint {checkpoint} has no interaction weights (backbone.queries, '
-            'backbone.interaction.*); it is that of a plain detector, or of none: '
+            'backbone.interaction.*) and none of a distiller; it is that of a plain '
+            'detector, or of none: '
             f'its first names are {sorted(state)[:4]}'
         )
     meta = content.get('meta') or {}

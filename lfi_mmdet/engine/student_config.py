@@ -42,7 +42,8 @@ def keeps_queries(cfg: Config) -> bool:
     """Whether the queries of a detector change what it predicts.
 
     Raises:
-        InputError: If the config is not that of a detector with queries.
+        InputError: If the config is that of a detector with neither queries nor a
+            distiller, or of something else.
     """
     backbone = cfg.get('model', {}).get('backbone')
     if backbone is None:
@@ -53,6 +54,9 @@ def keeps_queries(cfg: Config) -> bool:
             'be exported or left out; choose a config with InteractionViT'
         )
     if not backbone.get('num_queries', 0):
+        distiller = cfg.model.get('distiller')
+        if distiller and not getattr(_model_class(distiller), 'needs_queries', True):
+            return False
         raise InputError(
             'model.backbone.num_queries=0: this is a plain detector, of which nothing '
             'is to be left out'
@@ -79,10 +83,11 @@ def student_config(cfg: Config) -> Config:
     if cfg.get('custom_hooks'):
         # it would keep a second copy of weights that are averaged already
         cfg.custom_hooks = [h for h in cfg.custom_hooks if not _is_ema(h)]
+    queries = keeps_queries(cfg)
     without_teacher(cfg)
     backbone = cfg.model.backbone
     backbone.init_cfg = None
-    if keeps_queries(cfg):
+    if queries:
         backbone.pop('text_embeddings', None)
         return cfg
     for name in QUERY_SETTINGS:

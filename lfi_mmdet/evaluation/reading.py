@@ -12,6 +12,7 @@ from mmdet.structures import DetDataSample, SampleList
 from torch import Tensor, nn
 
 from lfi_mmdet.models.detectors import LFIMixin
+from lfi_mmdet.models.distillers import InteractionDistiller
 from lfi_mmdet.models.losses.base import InteractionPair
 
 
@@ -62,12 +63,18 @@ def read_interactions(model: LFIMixin, batch: dict) -> InteractionReading:
         batch: Batch of a dataloader such as :func:`interaction_dataloader`'s.
 
     Raises:
-        ValueError: If the detector has no teacher.
+        ValueError: If the detector has no teacher, or a distiller that compares no
+            interactions.
     """
     if model.teacher is None or model.distiller is None:
         raise ValueError(
             'model.teacher is None: there is nothing to compare the queries with; '
             'choose a config with a teacher'
+        )
+    if not isinstance(model.distiller, InteractionDistiller):
+        raise ValueError(
+            f'model.distiller is a {type(model.distiller).__name__}, which compares no '
+            'interactions; choose a config with InteractionDistiller'
         )
     detector: Any = model  # the mixin's type knows nothing of the detector's parts
     backbone, preprocessor = detector.backbone, detector.data_preprocessor

@@ -98,6 +98,10 @@ class FeatureDistiller(Distiller):
             )
         return dict(token_dims=dict(teacher.token_dims))
 
+    def last_output(self) -> int | None:
+        """The only output that is looked at."""
+        return self.output
+
     def align(
         self,
         trace: InteractionTrace,
@@ -148,8 +152,14 @@ class FeatureDistiller(Distiller):
         if self.needs_regions:
             assert self.regions is not None, 'checked by build_distiller'
             boxes, logits = self.regions(trace.outputs, img_shapes, self.num_regions)
-            scale = boxes.new_tensor([1, *patch_size[::-1], *patch_size[::-1]])
-            pair.boxes, pair.logits = boxes / scale, _precise(logits)
+            high, wide = patch_size
+            boxes = boxes.to(pair.teacher.dtype)
+            # column by column: a tensor of sizes would have to be sent to the device
+            image, x1, y1, x2, y2 = boxes.unbind(1)
+            pair.boxes = torch.stack(
+                [image, x1 / wide, y1 / high, x2 / wide, y2 / high], 1
+            )
+            pair.logits = _precise(logits)
         return pair
 
     def _student(self, trace: InteractionTrace) -> Tensor:
