@@ -161,8 +161,8 @@ def _check_plain_coco(
         return
     paths = [os.path.join(folder, image['file_name']) for image in content['images']]
     check_images(paths, f'{key}.data_prefix.img', ann_file)
-    learns = not dataset.get('test_mode', False) and _loads(dataset, 'LoadAnnotations')
-    if classes is not None and learns:
+    unlabelled = dataset.get('pipeline') and not _loads(dataset, 'LoadAnnotations')
+    if classes is not None and not dataset.get('test_mode', False) and not unlabelled:
         ids = {c['id'] for c in categories if c['name'] in set(classes)}
         if not any(a['category_id'] in ids for a in content.get('annotations', [])):
             raise InputError(

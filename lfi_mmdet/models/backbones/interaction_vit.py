@@ -264,50 +264,56 @@ class InteractionViT(BaseModule):
             self._trace = self._img_shapes = None
 
     def freeze_unreached(
-        self, last_map: int | None, last_query: int | None, uses_outputs: bool = True
+        self,
+        last_map: int | None,
+        last_query: int | None,
+        last_output: int | None = -1,
     ) -> list[str]:
         """Freeze the parameters that no loss reaches.
 
         DDP with ``find_unused_parameters=False`` needs a gradient for every trainable
-        parameter. Where nothing looks at the outputs, blocks and feedback behind the
-        last supervised interaction layer are used by nobody. Without feedback only the
-        supervision reaches the interaction, and what the queries read in their last
-        supervised layer is used by nobody unless a loss looks at the queries
-        themselves.
+        parameter. What comes after all that losses look at is used by nobody. Without
+        feedback only the supervision reaches the interaction, and what the queries
+        read in their last supervised layer is used by nobody unless a loss looks at
+        the queries themselves.
 
         Args:
             last_map: Position, among the interaction layers, of the last one whose
                 attention is supervised; None if none is.
             last_query: The same for the queries.
-            uses_outputs: Whether a loss looks at what :meth:`forward` returns.
+            last_output: Index of the last of the outputs that a loss looks at; None if
+                none does.
 
         Returns:
             Names of the parameters that were frozen.
 
         Raises:
-            ValueError: If no loss reaches anything.
+            ValueError: If no loss reaches anything, or there is no such output.
         """
-        reached = max(
-            -1 if last_map is None else last_map,
-            -1 if last_query is None else last_query,
-        )
-        if not uses_outputs and (reached < 0 or not self.num_queries):
+        count, layers = len(self.out_layers), self.interaction_layers
+        if last_output is not None and not -count <= last_output < count:
+            raise ValueError(f'output {last_output}: backbone.out_layers has {count}')
+        # a position among the interaction layers
+        reached = max((x for x in (last_map, last_query) if x is not None), default=-1)
+        end = -1 if last_output is None else self.out_layers[last_output]  # a block
+        if reached < 0 > end:
             raise ValueError(
-                f'no loss reaches the backbone (num_queries={self.num_queries}): none '
-                'looks at its outputs, and none supervises its queries'
+                'no loss reaches the backbone: none looks at its outputs, and none '
+                'supervises its queries'
             )
-        frozen: list[nn.Parameter] = []
-        if not uses_outputs:
-            for block in self.blocks[self.interaction_layers[reached] + 1 :]:
-                frozen += block.parameters()
-            if self.feedback and reached == 0:
-                frozen += self.interaction.parameters_writing()
-        if self.num_queries and not (uses_outputs and self.feedback):
-            if reached < 0:
+        last_block = max(end, layers[reached] if reached >= 0 else -1)
+        frozen = [p for b in self.blocks[last_block + 1 :] for p in b.parameters()]
+        # layers whose feedback goes into an output
+        written = sum(layer <= end for layer in layers) if self.feedback else 0
+        writes = self.feedback and (written > 0 or reached > 0)
+        if self.num_queries:
+            if not writes and reached < 0:
                 frozen += [self.queries, *self.interaction.parameters()]
-            elif last_query is None and reached == 0:
-                frozen += self.interaction.parameters_reading()
-            if reached == 0 and self.interaction.carry is not None:
+            elif not writes:
+                frozen += self.interaction.parameters_writing()
+                if last_query is None and reached == 0:
+                    frozen += self.interaction.parameters_reading()
+            if max(written, reached + 1) == 1 and self.interaction.carry is not None:
                 frozen.append(self.interaction.carry)
         for parameter in frozen:
             parameter.requires_grad_(False)

@@ -8,7 +8,7 @@ from mmdet.models.utils import rename_loss_dict, reweight_loss_dict
 from mmdet.structures import SampleList
 from torch import Tensor
 
-from lfi_mmdet.models.distillers.teacher_mixin import TeacherMixin
+from lfi_mmdet.models.distillers import TeacherMixin
 from lfi_mmdet.structures import InteractionTargets, InteractionTrace
 
 from .regions import region_head
@@ -64,7 +64,7 @@ class LFIMixin(TeacherMixin, Detector):
                 'images without labels, leave them out of the dataset'
             )
         self.sup_weight, self.unsup_weight = sup_weight, unsup_weight
-        self.attach_teacher(teacher, distiller, region_head(self))
+        self.attach_teacher(teacher, distiller, region_head(self), last_output=-1)
 
     # -- mmdet's triad ----------------------------------------------------------------
     def loss(

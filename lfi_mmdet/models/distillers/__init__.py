@@ -5,6 +5,7 @@ from .layer_mapping import map_layers
 from .query_assignment import HungarianAssignment, SinkhornAssignment
 from .schedule import LossSchedule
 from .target_grid import resample_maps
+from .teacher_mixin import TeacherMixin
 
 __all__ = [
     'Distiller',
@@ -13,6 +14,7 @@ __all__ = [
     'InteractionDistiller',
     'LossSchedule',
     'SinkhornAssignment',
+    'TeacherMixin',
     'build_distiller',
     'map_layers',
     'resample_maps',

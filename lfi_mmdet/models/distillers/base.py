@@ -68,6 +68,10 @@ class Distiller(BaseModule, metaclass=ABCMeta):
         """Last interaction layer whose maps, and whose queries, a loss looks at."""
         return None, None
 
+    def last_output(self) -> int | None:
+        """Index of the last output of the backbone that a loss looks at."""
+        return None
+
     def check_classes(self, num_classes: int) -> None:
         """Check that the classes fit the student; called before they are encoded."""
         del num_classes

@@ -52,7 +52,7 @@ class TeacherMixin(Model):
         teacher: dict | None,
         distiller: dict | None,
         regions: RegionHead | None = None,
-        uses_outputs: bool = True,
+        last_output: int | None = None,
     ) -> None:
         """Build teacher and distiller, and freeze what no loss will reach.
 
@@ -60,8 +60,8 @@ class TeacherMixin(Model):
             teacher: Config of a :class:`FrozenTeacher`; None for none.
             distiller: Config of a :class:`Distiller`; needed with a teacher.
             regions: See :func:`build_distiller`.
-            uses_outputs: Whether losses besides those of the distiller look at what
-                the backbone returns, as those of a detector do.
+            last_output: Index of the last output of the backbone that other losses
+                than the distiller's look at; None if there are none.
 
         Raises:
             TypeError: If the backbone records no interactions.
@@ -84,11 +84,11 @@ class TeacherMixin(Model):
             # present texts are asked for in every step: the host need not wait
             self.image_preprocessor.register_forward_pre_hook(note_labels)
             supervised = self.distiller.last_supervised()
-            # what supervises no queries looks at the outputs
-            uses_outputs |= not self.distiller.needs_queries
+            if last_output is None:
+                last_output = self.distiller.last_output()
             if self.teacher.class_names is not None:
                 self.set_class_names(self.teacher.class_names)
-        self.backbone.freeze_unreached(*supervised, uses_outputs)
+        self.backbone.freeze_unreached(*supervised, last_output)
 
     @property
     def image_preprocessor(self) -> Any:

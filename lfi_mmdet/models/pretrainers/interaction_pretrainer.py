@@ -7,7 +7,7 @@ from mmdet.structures import SampleList
 from mmengine.model import BaseModel
 from torch import Tensor
 
-from lfi_mmdet.models.distillers.teacher_mixin import TeacherMixin
+from lfi_mmdet.models.distillers import TeacherMixin
 
 
 @MODELS.register_module()
@@ -47,7 +47,7 @@ class InteractionPretrainer(TeacherMixin, BaseModel):
                 'from'
             )
         self.backbone = MODELS.build(backbone)
-        self.attach_teacher(teacher, distiller, uses_outputs=False)
+        self.attach_teacher(teacher, distiller)
 
     def forward(
         self,
