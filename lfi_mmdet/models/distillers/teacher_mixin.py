@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mmdet.models.data_preprocessors import MultiBranchDataPreprocessor
 from mmdet.structures import SampleList
 from mmengine.logging import print_log
 from torch import Tensor, nn
@@ -15,19 +14,13 @@ from lfi_mmdet.structures import InteractionSpec, InteractionTargets, Interactio
 
 from ..teachers.base import FrozenTeacher
 from ..teachers.presence import note_labels
+from ..utils.preprocessor import plain_preprocessor
 from .base import Distiller, RegionHead, build_distiller
 
 if TYPE_CHECKING:
     from mmengine.model import BaseModel as Model
 else:
     Model = object  # whichever model of mmengine follows in the bases
-
-
-def plain_preprocessor(preprocessor: Any) -> Any:
-    """The preprocessor of a single batch, also inside of one for several branches."""
-    if isinstance(preprocessor, MultiBranchDataPreprocessor):
-        return preprocessor.data_preprocessor
-    return preprocessor
 
 
 class TeacherMixin(Model):

@@ -18,6 +18,7 @@ from lfi_mmdet.datasets.transforms.geometry import CUT, MOVE, PAD
 from lfi_mmdet.engine.preflight import InputError
 from lfi_mmdet.structures import InteractionTargets
 
+from ..utils.preprocessor import plain_preprocessor
 from .base import FrozenTeacher
 from .cached_pipeline import check_pipelines
 
@@ -241,7 +242,8 @@ def pad_rows(values: Sequence[Tensor], axes: Sequence[int], fill: float) -> Tens
 
 
 def _check_preprocessor(preprocessor: Any) -> None:
-    for augment in getattr(preprocessor, 'batch_augments', None) or ():
+    plain = plain_preprocessor(preprocessor)
+    for augment in getattr(plain, 'batch_augments', None) or ():
         if type(augment).__name__ not in _BATCH_AUGMENTS:
             raise InputError(
                 f'data_preprocessor.batch_augments: {type(augment).__name__} is not '

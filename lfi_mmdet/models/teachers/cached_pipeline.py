@@ -69,7 +69,7 @@ def _check_pipeline(
     dataset: Any, key: str, store: str
 ) -> tuple[LoadCachedTargets, frozenset[str]]:
     """Check transforms and their order, and the store."""
-    steps = list(getattr(getattr(dataset, 'pipeline', None), 'transforms', ()))
+    steps = list(_steps(getattr(dataset, 'pipeline', None)))
     places = [i for i, step in enumerate(steps) if isinstance(step, LoadCachedTargets)]
     if len(places) != 1:
         raise InputError(
@@ -95,6 +95,16 @@ def _check_pipeline(
             'would drop them'
         )
     return loader, what
+
+
+def _steps(pipeline: Any) -> Iterator[Any]:
+    """Transforms in their order, also in the only branch of a ``MultiBranch``."""
+    for step in getattr(pipeline, 'transforms', ()):
+        branches = list(getattr(step, 'branch_pipelines', {}).values())
+        if len(branches) == 1:
+            yield from _steps(branches[0])
+        else:
+            yield step
 
 
 def _check_images(dataset: Any, loader: LoadCachedTargets, key: str) -> None:

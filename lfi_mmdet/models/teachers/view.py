@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from mmdet.structures import SampleList
 from torch import Tensor
 
+from ..utils.preprocessor import plain_preprocessor
+
 #: The statistics all OpenAI and most open_clip models were trained with (0-1 RGB)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -134,6 +136,7 @@ class TeacherView:
             tiles of an image follow each other row by row.
         """
         shapes = [(s.img_shape[0], s.img_shape[1]) for s in data_samples]
+        preprocessor = plain_preprocessor(preprocessor)
         # what follows is linear per channel, so it is done on the fewer pixels
         images = self._resize(batch_inputs, shapes)
         if getattr(preprocessor, '_enable_normalize', False):
