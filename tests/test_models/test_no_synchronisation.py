@@ -12,7 +12,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lfi_mmdet.models.distillers import InteractionDistiller
+from lfi_mmdet.models.distillers import FeatureDistiller, InteractionDistiller
 from lfi_mmdet.models.teachers import CLIPTeacher, CoCaTeacher, EnsembleTeacher
 from lfi_mmdet.structures import InteractionSpec, InteractionTargets, InteractionTrace
 from tests.test_models.test_teachers.tiny_open_clip import (
@@ -105,6 +105,36 @@ def test_the_losses_do_not_wait(assignment, padded, layers):
         losses = distiller(trace, targets, [(32, 32), (24, 32)], (8, 8))
         sum(losses.values()).backward()
     assert all(t.grad.abs().sum() > 0 for t in trace.logits)
+
+
+def test_the_competitors_do_not_wait():
+    """But for that on regions, as an RPN's proposals are selected by their values."""
+    distiller = FeatureDistiller(
+        InteractionSpec(layers=(), num_queries=0, embed_dims=8, feedback=False),
+        token_dims=dict(tower=6),
+        losses=dict(
+            acam=dict(type='ACAMLoss'),
+            at=dict(type='AttentionTransferLoss'),
+            cwd=dict(type='CWDLoss'),
+            fitnet=dict(type='FitNetLoss'),
+            mgd=dict(type='MGDLoss'),
+            rkd=dict(type='RKDLoss'),
+            trg=dict(type='TRGLoss'),
+        ),
+    )
+    valid = torch.ones(2, 16, dtype=torch.bool)
+    valid[1, 12:] = False
+    student = torch.randn(2, 8, 4, 4, requires_grad=True)
+    trace = InteractionTrace(grid=(4, 4), valid=valid, outputs=(student,))
+    targets = InteractionTargets(
+        maps=torch.rand(2, 1, 3, 6, 6),
+        present=torch.ones(2, 3, dtype=torch.bool),
+        tokens=torch.randn(2, 1, 6, 6, 6),
+    )
+    with watch():
+        losses = distiller(trace, targets, [(32, 32), (24, 32)], (8, 8))
+        sum(losses.values()).backward()
+    assert student.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize(

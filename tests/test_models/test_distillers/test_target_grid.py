@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from lfi_mmdet.models.distillers import resample_maps
+from lfi_mmdet.models.distillers.target_grid import resample_tokens
 from lfi_mmdet.structures import valid_patches
 
 
@@ -46,6 +47,21 @@ def test_what_lies_in_the_strip_beyond_the_last_patch_is_not_lost(axis, side):
     torch.testing.assert_close(out.sum(), torch.tensor(1.0))
     assert out.sum(1 - axis)[10:12].sum() > 0.99
     assert out.sum(1 - axis)[11] >= out.sum(1 - axis)[10]
+
+
+@pytest.mark.parametrize('side', [4, 8, 3])
+def test_tokens_are_averages_of_neighbours_and_0_on_padding(side):
+    shapes, grid = [(24, 32), (32, 16)], (4, 4)
+    valid = valid_patches(shapes, grid, (8, 8))
+    # a channel that is constant, and one that grows from left to right
+    tokens = torch.ones(2, 2, side, side)
+    tokens[:, 1] = (torch.arange(side) + 0.5) / side
+    out = resample_tokens(tokens, shapes, (32, 32), grid, valid)
+    torch.testing.assert_close(out[:, 0], valid.float())
+    out = out.unflatten(2, grid)
+    assert (out[0, 1, :3].diff(dim=1) > 0).all() and (out[0, :, 3] == 0).all()
+    if side == 4:  # the first image has the teacher's grid; the border is smoothed
+        torch.testing.assert_close(out[0, 1, 0, 1:3], tokens[0, 1, 0, 1:3])
 
 
 @pytest.mark.parametrize('finer', ['rows', 'columns'])
