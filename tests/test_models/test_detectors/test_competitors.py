@@ -266,6 +266,34 @@ def test_the_exported_student_is_the_plain_detector(monkeypatch, tmp_path):
     student.load_state_dict(state, strict=True)
 
 
+# -- without labels ------------------------------------------------------------------
+@pytest.mark.parametrize('name', sorted(set(LOSSES) - {'vild'}))
+def test_a_backbone_learns_from_each_competitor_alone(name):
+    cfg = model_cfg([name], extra=dict(present='all')).model
+    keys = ('backbone', 'teacher', 'distiller', 'data_preprocessor')
+    held = {key: cfg[key] for key in keys}
+    model = MODELS.build(dict(type='InteractionPretrainer', **held))
+    model.set_class_names(CLASSES)
+    data = model.data_preprocessor(copy.deepcopy(batch()), training=True)
+    samples = [DetDataSample(metainfo=s.metainfo) for s in data['data_samples']]
+    losses = model(data['inputs'], samples, mode='loss')
+    assert set(losses) == {f'loss_kd_{name}'}
+    total(losses).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_images_without_labels_feel_every_competitor_in_a_mixed_batch():
+    model = build(model_cfg(LOSSES, extra=dict(present='all')))
+    data = model.data_preprocessor(copy.deepcopy(batch()), training=True)
+    inputs, labelled = data['inputs'], data['data_samples']
+    bare = [DetDataSample(metainfo=sample.metainfo) for sample in labelled]
+    losses = model.loss(dict(sup=inputs, unsup=inputs), dict(sup=labelled, unsup=bare))
+    for name in LOSSES:
+        assert f'loss_kd_{name}' in losses and f'unsup_loss_kd_{name}' in losses
+    sum(losses[f'unsup_loss_kd_{name}'] for name in LOSSES).backward()
+    assert all(p.grad is not None for p in model.backbone.parameters())
+
+
 # -- what cannot be ------------------------------------------------------------------
 @pytest.mark.parametrize(
     'change, message',
