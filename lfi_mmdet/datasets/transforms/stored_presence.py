@@ -30,6 +30,8 @@ class StoredPresence:
     def __init__(self, meta: StoreMeta, rule: str | None = None) -> None:
         teachers = list(_teachers(meta.teacher or {}))
         stored = {cfg.get('present', 'ground_truth') for cfg in teachers}
+        if 'captions' in stored:  # which the store holds as what was found
+            stored = {*stored - {'captions'}, 'teacher'}
         # of teachers that disagree, the store knows what they found together
         made = stored.pop() if len(stored) == 1 else 'teacher'
         self.rule, self.num_classes = rule or made, len(meta.classes or ())

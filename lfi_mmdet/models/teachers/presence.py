@@ -12,8 +12,8 @@ from lfi_mmdet.engine.preflight import InputError, iter_datasets
 
 #: What to do about it
 NO_LABELS = (
-    "choose teacher.present='teacher' or 'all', or teacher.texts='captions' with "
-    "present='all'"
+    "choose teacher.present='teacher', 'captions' or 'all', or "
+    "teacher.texts='captions' with present='all'"
 )
 
 

@@ -55,10 +55,13 @@ class PromptTeacher(FrozenTeacher):
             ``LoadCaptions``. A class counts as present if a caption names it and,
             with ``present='ground_truth'``, the image has it; free words always do.
         max_free: With captions, rows for words that name no class.
-        **common: For :class:`FrozenTeacher`.
+        **common: For :class:`FrozenTeacher`. Here ``present`` may also be
+            ``'captions'``: the classes that a caption of the image names, asked for in
+            their own prompts. So images need no labels; the pipeline then needs
+            ``LoadCaptions``.
     """
 
-    PRESENT = ('ground_truth', 'teacher', 'all')
+    PRESENT = ('ground_truth', 'teacher', 'captions', 'all')
     #: Names of the accepted ``texts`` choices
     TEXTS = ('classes', 'captions')
     #: Whether words of a caption are read within it, or in the first template
@@ -83,10 +86,10 @@ class PromptTeacher(FrozenTeacher):
                 f"teacher.max_free={max_free} needs teacher.texts='captions': class "
                 'prompts have no other words'
             )
-        if texts == 'captions' and self.present == 'teacher':
+        if texts == 'captions' and self.present in ('teacher', 'captions'):
             raise ValueError(
-                "teacher.present='teacher' does not go with teacher.texts='captions'; "
-                "choose 'ground_truth' or 'all'"
+                f'teacher.present={self.present!r} does not go with '
+                "teacher.texts='captions'; choose 'ground_truth' or 'all'"
             )
         if (
             self.view.num_tiles > 1
@@ -271,13 +274,14 @@ class PromptTeacher(FrozenTeacher):
             ValueError: If the data samples have no captions.
         """
         assert self.class_names is not None
+        asks = 'texts' if self.text_source == 'captions' else 'present'
         words = []
         for sample in data_samples:
             captions = sample.get('captions')
             if captions is None:
                 raise ValueError(
                     f'{sample.get("img_path", "an image")} has no captions, which '
-                    "teacher.texts='captions' needs: put dict(type='LoadCaptions', "
+                    f"teacher.{asks}='captions' needs: put dict(type='LoadCaptions', "
                     "ann_file=...) into the pipeline and 'captions' into the "
                     'meta_keys of PackDetInputs'
                 )
@@ -290,13 +294,14 @@ class PromptTeacher(FrozenTeacher):
 
     def present_in(self, data_samples: SampleList) -> Tensor | None:
         """Classes, or words of the captions, bool (B, T) on the CPU."""
-        if self.text_source == 'classes':
+        if self.text_source == 'classes' and self.present != 'captions':
             return super().present_in(data_samples)
         classes = len(self.class_names or ())
         present = torch.zeros(len(data_samples), self.num_texts, dtype=torch.bool)
         for mask, words in zip(present, self.words_of(data_samples)):
             mask[[word.row for word in words]] = True
-        present[:, :classes] &= present_texts(self.present, data_samples, classes)
+        if self.present != 'captions':
+            present[:, :classes] &= present_texts(self.present, data_samples, classes)
         return present
 
     def targets(
