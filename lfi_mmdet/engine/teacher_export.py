@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+import yaml  # type: ignore[import-untyped]
 from mmengine.config import Config
 
 from lfi_mmdet.compat.checkpoints import load_checkpoint
