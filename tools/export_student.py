@@ -48,7 +48,7 @@ def report_text(export: Export) -> str:
     queries = (
         'with its queries, since feedback is on'
         if export.queries
-        else 'without queries: feedback is off'
+        else 'without queries, which change no prediction'
     )
     dropped = ', '.join(
         f'{number / 1e6:.3f} M of {part}' for part, number in export.dropped.items()
