@@ -32,7 +32,7 @@ class SeededGroupMultiSourceSampler(GroupMultiSourceSampler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for group, name in enumerate(('tall', 'wide')):
-            sizes = list(self.group2size_per_source[group].values())
+            sizes = [source[group] for source in self.group2size_per_source]
             if any(sizes) and not all(sizes):
                 raise InputError(
                     'train_dataloader.sampler: the datasets to mix have '

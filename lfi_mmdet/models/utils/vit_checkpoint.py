@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 import torch.nn.functional as F
@@ -26,6 +27,8 @@ _CLASSIFIER = re.compile(
     r'^(cls_token|dist_token|mask_token|norm|ln1|fc_norm|head|'
     r'head_dist|pre_logits|decoder.*)(\.|$)'
 )
+# What only checkpoints of this package have
+_INTERACTS = re.compile(r'^(interaction\.|queries$)')
 # What a classification checkpoint cannot have
 _OWN = re.compile(r'^(interaction\.|queries$)|\.rel_pos_[hw]$')
 
@@ -124,6 +127,16 @@ def load_vit_checkpoint(model: nn.Module, checkpoint: str) -> None:
             + (f' and {len(wrong) - 4} more' if len(wrong) > 4 else '')
         )
     model.load_state_dict(fitted, strict=False)
+    dropped = [k for k in unexpected if _INTERACTS.match(k)]
+    if dropped:
+        print_log(
+            f'{checkpoint} was trained with queries, but this backbone has none '
+            f'(num_queries=0): {len(dropped)} tensors are left out, on whose feedback '
+            'its blocks may count; set num_queries and interaction_layers as in that '
+            'training',
+            logger='current',
+            level=logging.WARNING,
+        )
     print_log(
         f'{checkpoint}: loaded {len(fitted)} of {len(own)} tensors; resized: '
         f'{", ".join(resized) or "none"}; not in the checkpoint (start values kept): '
