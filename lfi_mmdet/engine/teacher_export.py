@@ -70,13 +70,18 @@ def export_teacher(
         **record,
     )
     aside = out.with_name(f'.{out.name}')
-    torch.save(state, aside)
-    told['bytes'] = aside.stat().st_size
-    told['sha256'] = hashlib.sha256(aside.read_bytes()).hexdigest()
-    text = yaml.safe_dump(told, sort_keys=False, width=88)
-    os.replace(aside, out)
-    aside.write_text(text)
-    os.replace(aside, out.with_suffix('.yaml'))
+    try:
+        torch.save(state, aside)
+        told['bytes'] = aside.stat().st_size
+        told['sha256'] = hashlib.sha256(aside.read_bytes()).hexdigest()
+        # versions come as a kind of str that YAML does not know
+        told = json.loads(json.dumps(told))
+        text = yaml.safe_dump(told, sort_keys=False, width=88)
+        os.replace(aside, out)
+        aside.write_text(text)
+        os.replace(aside, out.with_suffix('.yaml'))
+    finally:
+        aside.unlink(missing_ok=True)
     return told
 
 

@@ -50,10 +50,12 @@ def test_only_the_network_is_written_in_half_precision(files, tmp_path):
 def test_the_record_says_where_the_weights_are_from(files, tmp_path):
     checkpoint, gate, _ = files
     out = tmp_path / 'teacher.pt'
-    export_teacher(str(checkpoint), out, gate, dict(commit='abc'))
+    record = dict(commit='abc', versions=dict(torch=torch.__version__))
+    export_teacher(str(checkpoint), out, gate, record)
     told = yaml.safe_load(out.with_suffix('.yaml').read_text())
     assert told['sha256'] == hashlib.sha256(out.read_bytes()).hexdigest()
     assert (told['iterations'], told['seed'], told['commit']) == (2, 7, 'abc')
+    assert told['versions']['torch'] == str(torch.__version__)
     assert told['temperature'] == pytest.approx(0.1, abs=1e-3)
     assert told['trained_with']['data']['length'] == 8
     (layer,) = told['gate']['layers']
