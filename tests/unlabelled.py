@@ -16,8 +16,8 @@ from tests.tiny import CLASSES, tiny_config_text, write_tiny_coco
 
 
 @MODELS.register_module()
-class ColourTeacher(FrozenTeacher):
-    """Two layers of maps of where a class's colour is; with weights to look after."""
+class TinyConvTeacher(FrozenTeacher):
+    """Two layers of maps by one convolution; with weights to look after."""
 
     PRESENT = ('ground_truth', 'all')
     num_layers = 2
@@ -25,7 +25,7 @@ class ColourTeacher(FrozenTeacher):
     grid_size = (4, 4)
 
     def __init__(
-        self, present: str = 'all', class_names: Sequence[str] | None = None
+        self, present: str = 'ground_truth', class_names: Sequence[str] | None = None
     ) -> None:
         super().__init__(view=dict(size=16), present=present)
         with torch.random.fork_rng():
@@ -37,7 +37,7 @@ class ColourTeacher(FrozenTeacher):
             self.set_class_names(class_names)
 
     def encode_texts(self, class_names: Sequence[str]) -> None:
-        """Colours need no encoding."""
+        """Class k is the k-th channel."""
 
     def interact(self, images: Tensor, present: Tensor | None) -> InteractionTargets:
         """Maps (B, 2, 3, 4, 4) by one convolution."""
@@ -76,7 +76,7 @@ model = dict(
     data_preprocessor=dict(
         type='DetDataPreprocessor', mean=[120.0] * 3, std=[60.0] * 3, bgr_to_rgb=True,
         pad_size_divisor=16),
-    backbone=model['backbone'], teacher=dict(type='ColourTeacher'),
+    backbone=model['backbone'], teacher=dict(type='TinyConvTeacher', present='all'),
     distiller=model['distiller'])
 model['backbone'].pop('_delete_')
 train_pipeline.pop(1)
@@ -84,7 +84,7 @@ train_dataloader['dataset'].pop('filter_cfg')
 """
 MIXED = """
 branches = ['sup', 'unsup']
-model['teacher'] = dict(type='ColourTeacher')
+model['teacher'] = dict(type='TinyConvTeacher', present='all')
 model['data_preprocessor'] = dict(
     _delete_=True, type='MultiBranchDataPreprocessor',
     data_preprocessor=dict(

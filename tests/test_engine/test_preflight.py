@@ -153,6 +153,12 @@ def test_a_good_config_passes(root):
     check_config(config(coco(root)), ('train', 'val', 'test'))
 
 
+def test_images_without_labels_pass_where_none_are_loaded(root):
+    edit(root, lambda content: content.pop('annotations'))
+    cfg = config(coco(root, pipeline=[dict(type='LoadImageFromFile')]))
+    check_config(cfg, ('train', 'val'))
+
+
 @pytest.mark.parametrize(
     'change, message',
     [

@@ -5,6 +5,8 @@ from functools import cache
 
 import pytest
 import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -100,6 +102,23 @@ def test_words_of_captions_train_tied_and_free_queries(tiny, tmp_path, kind):
     logs = runner.message_hub.log_scalars
     for name in ('attention', 'relation', 'dynamics'):
         assert torch.isfinite(torch.tensor(logs[f'train/loss_lfi_{name}'].current()))
+
+
+def test_captions_may_say_which_classes_are_present_without_any_label(tiny, tmp_path):
+    cfg = tiny(**{'model.teacher': dict(TEACHER, present='captions')})
+    runner, seen = train(with_captions(cfg, tmp_path))
+    teacher = runner.model.teacher
+    unlabelled = [DetDataSample(metainfo=dict(captions=['Two reds, a red cup', 'A']))]
+    assert teacher.present_in(unlabelled).tolist() == [[True, False, False]]
+    assert seen[0].present.sum(1).tolist() == [2, 2] and not teacher.needs_labels
+    with pytest.raises(ValueError, match="teacher.present='captions' needs: put dict"):
+        teacher.present_in([DetDataSample()])
+    with pytest.raises(ValueError, match="present='captions' does not go with"):
+        MODELS.build(
+            tiny(
+                **{'model.teacher': dict(TEACHER, present='captions', texts='captions')}
+            ).model
+        )
 
 
 def test_captions_that_are_not_loaded_are_named(tiny):

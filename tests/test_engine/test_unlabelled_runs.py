@@ -220,3 +220,25 @@ def test_two_processes_train(tmp_path, write):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / 'r' / 'iter_2.pth').is_file()
+
+
+@pytest.mark.parametrize('write', [write_pretraining, write_mixed])
+def test_a_cache_stands_in_for_the_teacher(tool, tmp_path, write):
+    config, store = write(tmp_path), tmp_path / 'store'
+    cfg = Config.fromfile(config)
+    online = train(cfg, tmp_path / 'online')
+    tool('cache_teacher', config, '--out', store, '--dtype', 'float16', '--features')
+    cfg.model.teacher = dict(
+        type='CachedTeacher', store=str(store), teacher=cfg.model.teacher
+    )
+    dataset = cfg.train_dataloader.dataset
+    for part in dataset.get('datasets', [dataset]):
+        last = part.pipeline.pop()
+        pack = last
+        if last.type == 'MultiBranch':
+            pack = last[next(b for b in last.branch_field if b in last)]
+        pack.type = 'PackInteractionInputs'
+        part.pipeline += [dict(type='LoadCachedTargets', store=str(store)), last]
+    cached = train(cfg, tmp_path / 'cached')
+    for name, value in online[1].items():
+        assert cached[1][name] == pytest.approx(value, rel=0.01, abs=1e-4), name

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmcv.transforms import Compose
 from mmdet.datasets import CocoDataset
 from mmdet.registry import TRANSFORMS
 
@@ -208,6 +209,15 @@ def test_a_pipeline_that_drops_the_captions_is_refused(root):
     message = r"PackDetInputs drops the captions; .*\('img_id', 'captions'\)"
     with pytest.raises(InputError, match=message):
         check(dataset(root, meta_keys=('img_id',)))
+
+
+def test_a_branch_that_drops_the_captions_is_refused(root):
+    data = dataset(root)
+    pack = dict(type='PackDetInputs', meta_keys=('img_id',))
+    branches = dict(type='MultiBranch', branch_field=['sup'], sup=pack)
+    data.pipeline.transforms[3:] = Compose([branches]).transforms
+    with pytest.raises(InputError, match='PackDetInputs drops the captions'):
+        check(data)
 
 
 def test_a_dataset_without_ids_is_refused(root):

@@ -15,9 +15,9 @@ from tests.test_models.test_detectors.test_contracts import (
     total,
 )
 from tests.tiny import CLASSES
-from tests.unlabelled import ColourTeacher  # noqa: F401
+from tests.unlabelled import TinyConvTeacher  # noqa: F401
 
-TEACHER = dict(type='ColourTeacher', class_names=CLASSES)
+TEACHER = dict(type='TinyConvTeacher', present='all', class_names=CLASSES)
 
 
 def build(mixed=True, **changes):

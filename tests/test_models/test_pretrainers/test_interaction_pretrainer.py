@@ -9,12 +9,13 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 
 from tests.tiny import CLASSES
-from tests.unlabelled import ColourTeacher  # noqa: F401
+from tests.unlabelled import TinyConvTeacher  # noqa: F401
 
 LOSSES = dict(
     attention=dict(type='InteractionAttentionLoss'),
     dynamics=dict(type='InteractionDynamicsLoss'),
 )
+TEACHER = dict(type='TinyConvTeacher', present='all')
 KD = dict(type='FeatureDistiller', losses=dict(fitnet=dict(type='FitNetLoss')))
 
 
@@ -37,7 +38,7 @@ def build(teacher=None, distiller=None, init=True, **backbone):
                 **backbone,
             ),
             teacher=dict(
-                dict(type='ColourTeacher', class_names=CLASSES), **(teacher or {})
+                dict(TEACHER, class_names=CLASSES), **(teacher or {})
             ),
             distiller=distiller or dict(type='InteractionDistiller', losses=LOSSES),
         )
@@ -167,7 +168,7 @@ def test_the_teacher_is_frozen_shared_by_copies_and_in_no_list():
 def test_init_weights_notices_a_teacher_that_was_touched():
     model = build(init=False)
     next(model.teacher.network.parameters()).data += 1
-    with pytest.raises(RuntimeError, match='weights of ColourTeacher changed'):
+    with pytest.raises(RuntimeError, match='weights of TinyConvTeacher changed'):
         model.init_weights()
 
 
