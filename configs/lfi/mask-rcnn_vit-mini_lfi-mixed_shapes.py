@@ -20,7 +20,8 @@ model = dict(
 pack = dict(type='PackDetInputs', meta_keys=meta_keys)
 train_pipeline = [
     *_base_.train_pipeline[:-1],
-    dict(type='LoadCaptions', ann_file=captions.format('train')),
+    # there are captions of more images where only some of them are labelled
+    dict(type='LoadCaptions', ann_file=captions.format('train'), foreign='ignore'),
     dict(type='MultiBranch', branch_field=branches, sup=pack),
 ]
 unsup_pipeline = [
