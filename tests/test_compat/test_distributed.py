@@ -16,6 +16,7 @@ from mmengine.model import MMDistributedDataParallel
 from lfi_mmdet.engine import distributed
 from lfi_mmdet.engine.distributed import leave_distributed, setup_distributed
 
+ROOT = Path(__file__).parents[2]
 ENVIRONMENT = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
 
 
@@ -103,6 +104,38 @@ def test_the_group_is_left_when_the_work_is_done(one_process):
     leave_distributed()
     assert not dist.is_initialized()
     leave_distributed()  # without a group there is nothing to leave
+
+
+def test_several_processes_end_well_with_all_they_said_and_their_workers(tmp_path):
+    script = tmp_path / 'script.py'
+    script.write_text(
+        """
+import multiprocessing, sys, time
+import torch
+from mmengine.config import Config
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from lfi_mmdet.engine.distributed import leave_distributed, setup_distributed
+
+if __name__ == '__main__':
+    setup_distributed(Config(), 'pytorch')
+    model = DistributedDataParallel(nn.Linear(2, 2))
+    model(torch.ones(1, 2)).sum().backward()
+    sleeper = multiprocessing.Process(target=time.sleep, args=(600,), daemon=True)
+    sleeper.start()
+    sys.stdout.write('done without a newline;')
+    leave_distributed()
+    sys.exit('was to end before')
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2',
+         '--master_port', str(free_port()), str(script)],
+        env=dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1'),
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('done without a newline;') == 2
 
 
 def test_an_existing_group_is_left_alone(one_process):
