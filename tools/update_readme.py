@@ -1,4 +1,4 @@
-"""Write measured numbers into README.md, from the JSON of the runs.
+"""Write measured numbers into the documents, from the JSON of the runs.
 
 The text between ``<!-- NAME:start -->`` and ``<!-- NAME:end -->`` is replaced by what
 a file in ``docs/results`` says; ``--check`` only compares.
@@ -13,6 +13,8 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from lfi_mmdet.evaluation.study.tables import arms_table, bars_table
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -213,35 +215,109 @@ def costs(result: dict) -> str:
     )
 
 
+def study(report: dict) -> str:
+    """What a study asked, what it found, and the command that repeats it."""
+    runs = report['runs']
+    lines = [bars_table(report['bars'])] if report['bars'] else []
+    for setting in report['settings'].values():
+        tests = [test for test in setting['tests'] if test != 'val']
+        lines.append(f'**{setting["title"]}**, {setting["iterations"]} iterations:')
+        lines.append(arms_table(setting, 'val'))
+        for test in tests:
+            lines += [f'The same, evaluated on {test}:', arms_table(setting, test)]
+    commands = ', then '.join(f'`{shown_command(c)}`' for c in report['commands'])
+    source = report['provenance']
+    lines.append(
+        f'{runs["finished"]} of {runs["planned"]} runs finished; {commands}; '
+        f'{"; ".join(source["machines"])}; {"; ".join(source["versions"])}.'
+    )
+    return '\n\n'.join(lines)
+
+
+def main_table(report: dict) -> str:
+    """The bars of the main study alone."""
+    runs = report['runs']
+    return (
+        f'{bars_table(report["bars"])}\n\n'
+        f'mAP in points, mean of n paired seeds, 95% intervals by bootstrap and by '
+        f"Student's t. {runs['finished']} of {runs['planned']} runs finished; "
+        f'`{shown_command(report["commands"][0])}` on '
+        f'{"; ".join(report["provenance"]["machines"])}.'
+    )
+
+
+def shown_command(command: list[str]) -> str:
+    """A command as a shell takes it."""
+    return shlex.join(['python', *command])
+
+
+def gate(result: dict) -> str:
+    """How good the maps of a teacher are, layer by layer."""
+    lines = [
+        '| reading | layer | presence AUC | pointing, two classes or more | chance |',
+        '|---|---|---|---|---|',
+    ]
+    for row in result['layers']:
+        pointing = row['pointing_multi']
+        cells = [row['reading'], row['layer'], estimate(row['presence_auc'])]
+        cells += [estimate(pointing), f'{pointing["chance"]:.3f}' if pointing else '-']
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    command = shown_command([f'tools/{result["command"][0]}', *result['command'][1:]])
+    return '\n'.join(
+        [*lines, '', f'{result["num_images"]} images; `{command}`, {machine(result)}.']
+    )
+
+
+def estimate(value: dict | None) -> str:
+    """A value with its interval, if there is one."""
+    if value is None:
+        return '-'
+    if value['low'] is None:
+        return f'{value["value"]:.3f}'
+    return f'{value["value"]:.3f} ({value["low"]:.3f}-{value["high"]:.3f})'
+
+
 #: Name of a block, the file it is made of, and how
-BLOCKS: dict[str, tuple[str, Callable[[dict], str]]] = dict(
-    demo=('demo.json', demo), costs=('benchmark.json', costs)
-)
+Blocks = dict[str, tuple[str, Callable[[dict], str]]]
+
+#: The documents and their blocks
+DOCUMENTS: dict[str, Blocks] = {
+    'README.md': dict(
+        demo=('demo.json', demo),
+        costs=('benchmark.json', costs),
+        study=('scenes/report.json', main_table),
+    ),
+    'docs/results/README.md': dict(
+        scenes=('scenes/report.json', study),
+    ),
+}
 
 #: The tools that measure
 HOW = dict(demo='tools/demo.py', costs='tools/benchmark.py')
 
 
-def fill(text: str, folder: Path) -> str:
+def fill(text: str, folder: Path, document: str = 'README.md') -> str:
     """Replace all blocks of ``text``.
 
     Args:
         text: Markdown with start and end marks.
         folder: Where the JSON files are.
+        document: One of :data:`DOCUMENTS`.
 
     Raises:
         ValueError: If a block has no marks.
         FileNotFoundError: If nothing was measured yet.
     """
-    for name, (source, write) in BLOCKS.items():
+    for name, (source, write) in DOCUMENTS[document].items():
         path = folder / source
         if not path.is_file():
-            raise FileNotFoundError(f'{path}: measure first, see {HOW[name]} --help')
+            how = HOW.get(name, 'tools/report.py')
+            raise FileNotFoundError(f'{path}: measure first, see {how} --help')
         content = write(json.loads(path.read_text()))
         start, end = f'<!-- {name}:start -->', f'<!-- {name}:end -->'
         pattern = re.compile(re.escape(start) + '.*?' + re.escape(end), re.DOTALL)
         if not pattern.search(text):
-            raise ValueError(f'README.md has no block {start} ... {end}')
+            raise ValueError(f'{document} has no block {start} ... {end}')
         block = f'{start}\n{content}\n{end}'
         text = pattern.sub(lambda _, block=block: block, text)
     return text
@@ -252,15 +328,20 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--check', action='store_true', help='change nothing')
     args = parser.parse_args(argv)
-    readme = ROOT / 'README.md'
-    old = readme.read_text()
-    new = fill(old, ROOT / 'docs' / 'results')
-    if args.check:
+    differs = []
+    for document in DOCUMENTS:
+        path = ROOT / document
+        old = path.read_text()
+        new = fill(old, ROOT / 'docs' / 'results', document)
         if old != new:
-            print('README.md differs from docs/results; run tools/update_readme.py')
-        return int(old != new)
-    readme.write_text(new)
-    return 0
+            differs.append(document)
+            if not args.check:
+                path.write_text(new)
+    if args.check and differs:
+        print(
+            f'{", ".join(differs)} differ from docs/results; run this without --check'
+        )
+    return int(args.check and bool(differs))
 
 
 if __name__ == '__main__':

@@ -180,10 +180,9 @@ def _check_pair(run: Line, twin: Line, facts: Mapping[str, Any]) -> None:
             'optimizer and learning-rate schedule (sha256; own_schedule: true of the '
             'arm allows it)'
         )
-    # a batch with unlabelled images beside the labelled ones is larger
     allows = 'own_order: true of the arm allows it'
     if not facts['own_order']:
-        told['batch_size'] = f'batch size ({allows})'
+        told['batch_size'] = f'labelled images of a batch ({allows})'
     both_finished = run['status'] == twin['status'] == 'finished'
     if both_finished and not facts['own_order']:
         told['labelled_images_seen'] = f'labelled images seen ({allows})'

@@ -132,7 +132,7 @@ class TaskMaker:
                 seed=seed,
                 pretrain_iters=arm.pretrain_iters,
                 iterations=setting.iterations,
-                batch_size=content['train_dataloader']['batch_size'],
+                batch_size=labelled_batch(content['train_dataloader']),
                 schedule_hash=value_digest(
                     [content['optim_wrapper'], content.get('param_scheduler')]
                 ),
@@ -229,6 +229,12 @@ class _Anything(dict):
 def _find(path: str) -> str:
     """A config relative to the current folder or to the project."""
     return path if Path(path).is_file() else str(ROOT / path)
+
+
+def labelled_batch(loader: Mapping[str, Any]) -> int:
+    """Labelled images of a batch; mixed batches have them from their first source."""
+    size, ratio = loader['batch_size'], loader['sampler'].get('source_ratio')
+    return size * ratio[0] // sum(ratio) if ratio else size
 
 
 def _feed(cfg: Config, stages: Any, tasks: list[Task]) -> list[str]:

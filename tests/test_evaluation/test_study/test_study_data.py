@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,7 +32,10 @@ from lfi_mmdet.evaluation.study.run_config import (
     write_config,
 )
 from lfi_mmdet.evaluation.study.start_weights import write_start
+from lfi_mmdet.evaluation.study.tasks import labelled_batch
 from tests.tiny import tiny_config_text, write_tiny_coco
+
+ROOT = Path(__file__).parents[3]
 
 SCENES = dict(train=10, val=2, unlabeled=0, seed=1, size=48)
 
@@ -241,3 +245,9 @@ def test_start_weights_are_written_once(tmp_path):
     model = tiny_model(tmp_path)
     made = write_start(model, 0, tmp_path).stat().st_mtime_ns
     assert write_start(model, 0, tmp_path).stat().st_mtime_ns == made
+
+
+@pytest.mark.parametrize('name', ['shapes', 'lfi-mixed_shapes'])
+def test_images_without_labels_do_not_make_a_batch_larger(name):
+    cfg = Config.fromfile(ROOT / f'configs/lfi/mask-rcnn_vit-mini_{name}.py')
+    assert labelled_batch(cfg.train_dataloader) == 8

@@ -60,7 +60,7 @@ def test_pretraining_is_added_to_the_iterations(tmp_path):
             dict(points=[5, 20]),
             r'evaluated at iterations: \[5, 20\], the twin has \[10',
         ),
-        (dict(batch_size=8), r'batch size \(.*\): 8, the twin has 4'),
+        (dict(batch_size=8), r'labelled images of a batch \(.*\): 8, the twin has 4'),
         (
             dict(data_hash=dict(train='e' * 64, val='v' * 64)),
             r'data, train \(sha256\): e{12}, the twin has d{12}',
