@@ -288,12 +288,15 @@ DOCUMENTS: dict[str, Blocks] = {
         study=('scenes/report.json', main_table),
     ),
     'docs/results/README.md': dict(
+        gate=('teacher/teacher.json', gate),
         scenes=('scenes/report.json', study),
     ),
 }
 
 #: The tools that measure
-HOW = dict(demo='tools/demo.py', costs='tools/benchmark.py')
+HOW = dict(
+    demo='tools/demo.py', costs='tools/benchmark.py', gate='tools/check_teacher.py'
+)
 
 
 def fill(text: str, folder: Path, document: str = 'README.md') -> str:

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from lfi_mmdet.evaluation.study.report import make_report, write_report
+from tests.test_evaluation.test_study import lines
 from tools import update_readme
 
 VERSIONS = dict(python='3.11', torch='2', mmengine='0', mmcv='2', mmdet='3')
@@ -11,7 +13,15 @@ FACTS = dict(gpu=None, cpu_threads=2, versions=VERSIONS, seed=0)
 TEXT = (
     'a\n<!-- demo:start -->\nold\n<!-- demo:end -->\nb\n'
     '<!-- costs:start --><!-- costs:end -->'
+    '<!-- study:start --><!-- study:end -->'
 )
+RESULTS_TEXT = (
+    '<!-- gate:start --><!-- gate:end -->\n<!-- scenes:start --><!-- scenes:end -->'
+)
+BAR = dict(
+    name='mask', arms=['lfi', 'twin'], setting='s', metric='segm_mAP', test='val',
+    at_least=2.4, at_most=None, interval='above_zero',
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -25,7 +35,32 @@ def results(tmp_path):
     )  # fmt: skip
     (tmp_path / 'demo.json').write_text(json.dumps(demo))
     write_benchmark(tmp_path, [twin(), *variants()])
+    write_study(tmp_path)
+    write_gate(tmp_path)
     return tmp_path
+
+
+def write_study(folder):
+    results = folder / 'results.jsonl'
+    runs = [
+        lines.run(arm, seed, {10: 0.1, 20: value})
+        for arm, value in (('twin', 0.2), ('lfi', 0.25))
+        for seed in (0, 1)
+    ]
+    lines.write(results, lines.plan(bars=[BAR]), *runs)
+    write_report(make_report([results], ['tools/report.py', 'x']), folder / 'scenes')
+
+
+def write_gate(folder):
+    spread = dict(value=0.93, low=0.9, high=0.95, chance=0.5)
+    one = dict(value=0.88, low=None, high=None, chance=0.09)
+    layer = dict(
+        reading='similarity', layer='1', presence_auc=spread, pointing_multi=one
+    )
+    content = dict(FACTS, layers=[layer, dict(layer, presence_auc=None)],
+                   num_images=300, command=['check_teacher.py', 'c.py'])  # fmt: skip
+    (folder / 'teacher').mkdir()
+    (folder / 'teacher' / 'teacher.json').write_text(json.dumps(content))
 
 
 def spread(median, width=0.0):
@@ -153,6 +188,30 @@ def test_a_missing_block_is_named(results):
 def test_a_missing_measurement_is_named(results):
     (results / 'benchmark.json').unlink()
     with pytest.raises(FileNotFoundError, match='measure first, see tools/benchmark'):
+        update_readme.fill(TEXT, results)
+
+
+def test_a_bar_of_the_study_stands_in_the_readme_with_its_command(results):
+    text = update_readme.fill(TEXT, results)
+    row = (
+        '| mask | s | lfi minus twin | segm_mAP | at least +2.4, interval above zero |'
+    )
+    assert row + ' +5.0 (+5.0 to +5.0' in text and '| 2 | met |' in text
+    assert '4 of 4 runs finished; `python tools/study.py test.yaml`' in text
+
+
+def test_the_results_show_arms_commands_and_the_gate(results):
+    text = update_readme.fill(RESULTS_TEXT, results, 'docs/results/README.md')
+    assert '| LFI | 2/2 | 2 | 50.0 ± 0.0 |' in text and '**Scenes**' in text
+    assert 'then `python tools/report.py x`' in text
+    assert '| similarity | 1 | 0.930 (0.900-0.950) | 0.880 | 0.090 |' in text
+    assert '| similarity | 1 | - | 0.880 | 0.090 |' in text
+    assert '300 images; `python tools/check_teacher.py c.py`' in text
+
+
+def test_a_study_that_was_not_run_is_named(results):
+    (results / 'scenes' / 'report.json').unlink()
+    with pytest.raises(FileNotFoundError, match='scenes.*see tools/report'):
         update_readme.fill(TEXT, results)
 
 
