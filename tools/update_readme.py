@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lfi_mmdet.evaluation.study.tables import arms_table, bars_table
+from lfi_mmdet.evaluation.study.tables import arms_table, bars_table, selection_table
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -225,6 +225,9 @@ def study(report: dict) -> str:
         lines.append(arms_table(setting, 'val'))
         for test in tests:
             lines += [f'The same, evaluated on {test}:', arms_table(setting, test)]
+        if setting['selection']:
+            lines.append('Chosen on these runs, which count for nothing else:')
+            lines.append(selection_table(setting['selection']))
     commands = ', then '.join(f'`{shown_command(c)}`' for c in report['commands'])
     source = report['provenance']
     lines.append(

@@ -78,6 +78,15 @@ class StudyResults:
             and run['seed'] not in selection
         ]
 
+    def selection_runs(self, setting: str) -> list[tuple[str, int]]:
+        """Arm and seed of the runs that ways and weights are chosen by."""
+        selection = set(self.plan['selection_seeds'])
+        return [
+            (run['arm'], run['seed'])
+            for run in self.plan['runs']
+            if run['setting'] == setting and run['seed'] in selection
+        ]
+
     def arms(self, setting: str) -> list[str]:
         """Arms of a setting, in the order of the study file."""
         planned = {r['arm'] for r in self.plan['runs'] if r['setting'] == setting}
@@ -107,6 +116,12 @@ def read_results(paths: Sequence[str | Path]) -> StudyResults:
                 f'results of two studies, {plan["study"]} and {plans[-1]["study"]}; '
                 'make one report for each'
             )
+        if plan is not None and _asked(plan) != _asked(plans[-1]):
+            raise InputError(
+                f'results {path}: its study file was another one than that of the '
+                'results before (arms, settings, seeds or bars differ); run '
+                'tools/study.py --list with the same file on both first'
+            )
         plan = plans[-1]
         for end in lines:
             if not end.get('final') or end.get('superseded'):
@@ -133,6 +148,10 @@ def read_results(paths: Sequence[str | Path]) -> StudyResults:
     )
 
 
+def _asked(plan: Line) -> Line:
+    return {key: value for key, value in plan.items() if key != 'command'}
+
+
 def _run(end: Line, lines: Sequence[Line]) -> Run:
     own = [line for line in lines if line.get('id') == end['id']]
     return Run(
@@ -151,8 +170,10 @@ def check_pairs(results: StudyResults) -> None:
 
     Raises:
         PairingError: If a run and its twin differ in data, schedule, start weights or
-            order of the images, or the twin is not run with this seed.
+            order of the images, the twin is not run with this seed, or the runs of an
+            arm differ in more than their seeds.
     """
+    _check_recipes(results)
     for (setting, arm, seed), run in results.runs.items():
         facts = results.plan['arms'][arm]
         twin = facts['twin']
@@ -171,6 +192,22 @@ def check_pairs(results: StudyResults) -> None:
         other = results.runs.get((setting, twin, seed))
         if other is not None:
             _check_pair(run.line, other.line, facts)
+
+
+def _check_recipes(results: StudyResults) -> None:
+    first: dict[tuple[str, str], Line] = {}
+    for (setting, arm, _), run in results.runs.items():
+        recipe = run.line.get('recipe_hash')
+        if recipe is None:
+            continue  # written before recipes were
+        other = first.setdefault((setting, arm), run.line)
+        if other['recipe_hash'] != recipe:
+            raise PairingError(
+                f'{run.line["id"]} and {other["id"]} are of one arm, but trained with '
+                'different configs or other files (recipe, sha256: '
+                f'{recipe[:12]} and {other["recipe_hash"][:12]}); run one of them '
+                'again with --redo changed'
+            )
 
 
 def _check_pair(run: Line, twin: Line, facts: Mapping[str, Any]) -> None:

@@ -41,7 +41,12 @@ class Summary:
                 title=facts['title'],
                 iterations=facts['iterations'],
                 tests=facts['tests'],
-                arms={arm: self.arm(name, arm) for arm in self.results.arms(name)},
+                selection=self.selection(name),
+                arms={
+                    arm: self.arm(name, arm)
+                    for arm in self.results.arms(name)
+                    if self.seeds(name, arm)
+                },
             )
             for name, facts in self.plan['settings'].items()
         }
@@ -58,7 +63,10 @@ class Summary:
                 )
                 if first is not None and second is not None:
                     tests = self.plan['settings'][setting]['tests']
-                    entry['pending'] = self.pending(setting, (first, second))
+                    entry['pending'] = [
+                        *self.undecided(setting, item['arms']),
+                        *self.pending(setting, (first, second)),
+                    ]
                     entry['metrics'] = {
                         test: {
                             metric: self.difference(
@@ -259,6 +267,50 @@ class Summary:
             if found and len(found) == len(values):
                 means[arm] = float(np.mean(found))
         return max(means, key=lambda arm: means[arm]) if means else None
+
+    def undecided(self, setting: str, names: Sequence[str]) -> list[str]:
+        """Members of groups that could yet turn out to be their best.
+
+        One that diverged where the best is chosen is none of them; :meth:`selection`
+        shows it.
+        """
+        reasons = []
+        for name in names:
+            best = BEST.fullmatch(name)
+            for arm in self.plan['groups'][best.group(1)] if best else ():
+                if arm not in self.results.arms(setting):
+                    continue
+                for seed in self.plan['selection_seeds'] or self.seeds(setting, arm):
+                    run = self.run(setting, arm, seed)
+                    if run is None or run.line['status'] == 'failed':
+                        state = 'not finished' if run is None else 'failed'
+                        reasons.append(f'{name}: {arm}, seed {seed} {state}')
+        return reasons
+
+    def selection(self, setting: str) -> list[dict[str, Any]]:
+        """What ways and weights were chosen by: the runs on the selection seeds."""
+        chosen = {
+            self.choose(f'best of {group}', setting) for group in self.plan['groups']
+        }
+        told = []
+        for arm, seed in self.results.selection_runs(setting):
+            run = self.run(setting, arm, seed)
+            told.append(
+                dict(
+                    arm=arm,
+                    title=self.plan['arms'][arm]['title'],
+                    seed=seed,
+                    status='not finished' if run is None else run.line['status'],
+                    reason=run.line['reason'] if run else None,
+                    chosen=arm in chosen,
+                    metrics={
+                        metric: None if value is None else 100 * value
+                        for metric in MAIN_METRICS
+                        for value in [run.metric('val', metric) if run else None]
+                    },
+                )
+            )
+        return told
 
     def _notes(self, name: str, ended: Sequence[Run]) -> list[str]:
         notes = []

@@ -38,6 +38,8 @@ def markdown(report: Mapping[str, Any]) -> str:
             if len(setting['tests']) > 1:
                 parts.append(f'### Evaluated on {test}')
             parts.append(arms_table(setting, test))
+        if setting['selection']:
+            parts += ['### Chosen on', selection_table(setting['selection'])]
         notes = _notes(setting)
         if notes:
             parts.append('\n'.join(f'- {note}' for note in notes))
@@ -122,6 +124,20 @@ def bars_table(bars: Sequence[Mapping[str, Any]]) -> str:
         )
     head = ['bar', 'setting', 'arms', 'of', 'asked', 'measured', 'n', 'verdict']
     return table(head, rows)
+
+
+def selection_table(selection: Sequence[Mapping[str, Any]]) -> str:
+    """One row per run on a selection seed."""
+    rows = []
+    for run in selection:
+        values = [run['metrics'][metric] for metric in ('bbox_mAP', 'segm_mAP')]
+        status = run['status'] + (f' ({run["reason"]})' if run['reason'] else '')
+        rows.append(
+            [run['title'], str(run['seed'])]
+            + [_NONE if value is None else f'{value:.1f}' for value in values]
+            + ['best of its group' if run['chosen'] else _NONE, status]
+        )
+    return table(['arm', 'seed', 'box mAP', 'mask mAP', 'chosen', 'run'], rows)
 
 
 def runs_text(arm: Mapping[str, Any]) -> str:

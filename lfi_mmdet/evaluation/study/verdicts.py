@@ -28,7 +28,10 @@ def _judge(bar: dict[str, Any], summary: Summary) -> dict[str, Any]:
     told: dict[str, Any] = dict(bar, chosen=[first, second], n=0, why=[])
     if first is None or second is None:
         return dict(told, verdict=OPEN, why=['no finished run to choose the best by'])
-    told['why'] = summary.pending(setting, (first, second))
+    told['why'] = [
+        *summary.undecided(setting, bar['arms']),
+        *summary.pending(setting, (first, second)),
+    ]
     if bar['metric'] in _RATIOS:
         race = summary.convergence(setting, first, second)
         value = None if race is None else race[_RATIOS[bar['metric']]]

@@ -205,6 +205,50 @@ def test_the_best_of_a_group_is_chosen_on_seeds_that_count_for_nothing_else(tmp_
     assert 'best of g (b) minus twin' in markdown(found)
 
 
+def chosen_from(tmp_path, last):
+    arms = ('twin', 'lfi', 'a', 'b')
+    head = plan(arms, (7, 0), selection_seeds=[7], groups=dict(g=['a', 'b']))
+    head['bars'] = [dict(BAR, arms=['lfi', 'best of g'], at_least=1.0)]
+    parts = [run(arm, seed) for arm in ('twin', 'a') for seed in (0, 7)]
+    parts += [run('lfi', 0, {10: 0.1, 20: 0.5}), run('b', 0, {10: 0.1, 20: 0.9})]
+    return report(tmp_path, head, *parts, last)
+
+
+@pytest.mark.parametrize(
+    ('last', 'state'), [([], 'not finished'), (run('b', 7, {}, 'failed'), 'failed')]
+)
+def test_a_bar_waits_for_all_that_could_be_the_best(tmp_path, last, state):
+    (bar,) = chosen_from(tmp_path, last)['bars']
+    assert bar['verdict'] == 'cannot be told'
+    assert bar['why'] == [f'best of g: b, seed 7 {state}']
+
+
+def test_runs_that_were_chosen_by_are_shown_and_the_diverged_ones_too(tmp_path):
+    found = chosen_from(tmp_path, run('b', 7, {}, 'diverged'))
+    assert found['bars'][0]['chosen'] == ['lfi', 'a']
+    assert found['bars'][0]['verdict'] == 'met'
+    text = markdown(found)
+    assert '| A | 7 | 40.0 | 20.0 | best of its group | finished |' in text
+    assert '| B | 7 | – | – | – | diverged (no luck) |' in text
+    assert '| LFI | 7 | – | – | – | not finished |' in text
+
+
+def test_runs_of_one_arm_with_different_recipes_are_refused(tmp_path):
+    parts = [run('twin', 0), run('twin', 1), run('lfi', 0, recipe_hash='a' * 64)]
+    report(tmp_path, plan(), *parts, run('lfi', 1))  # one that tells none
+    with pytest.raises(PairingError, match='s/lfi/seed1 and s/lfi/seed0 .*bbbb'):
+        report(tmp_path, plan(), *parts, run('lfi', 1, recipe_hash='b' * 64))
+
+
+def test_parts_of_different_study_files_are_refused(tmp_path):
+    first = write(tmp_path / 'a.jsonl', plan(), run('twin', 0))
+    second = write(tmp_path / 'b.jsonl', plan(command=['x']), run('twin', 1))
+    make_report([first, second])
+    write(second, plan(seeds=(0, 1, 2)), run('twin', 1))
+    with pytest.raises(InputError, match='b.jsonl: its study file was another'):
+        make_report([first, second])
+
+
 def test_parts_of_a_study_from_two_machines_are_put_together(tmp_path):
     first = write(tmp_path / 'a.jsonl', plan(), run('twin', 0), run('lfi', 0))
     second = write(tmp_path / 'b.jsonl', plan(), run('twin', 1), run('lfi', 1))
