@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 METRICS = ('bbox_mAP', 'segm_mAP', 'iterations_ratio', 'iterations_ratio_with_pretrain')
 INTERVALS = ('above_zero', 'covers_zero')
+_COCO = re.compile(r'(bbox|segm)_mAP(_50|_75|_s|_m|_l)?')
 BEST = re.compile(r'best of (\S+)')
 
 
@@ -40,7 +41,7 @@ class Bar:
         name: What it is.
         arms: The first minus the second.
         setting: Name of a setting.
-        metric: One of :data:`METRICS`, or another of the evaluation.
+        metric: One of :data:`METRICS`, or a part of the mAP such as ``segm_mAP_50``.
         test: Evaluation set.
         at_least: In points of mAP.
         at_most: For ratios of iterations.
@@ -90,6 +91,12 @@ def check_bars(given: Any, study: Study) -> tuple[Bar, ...]:
         if item.get('interval') not in (None, *INTERVALS):
             raise InputError(
                 f'{where}.interval: {item["interval"]!r} is none of {INTERVALS}'
+            )
+        metric = str(item['metric'])
+        if metric not in METRICS and not _COCO.fullmatch(metric):
+            raise InputError(
+                f'{where}.metric: {metric!r} is none of {METRICS}, nor a part of '
+                'these that CocoMetric gives, such as segm_mAP_50'
             )
         arms = item['arms'] if isinstance(item['arms'], list) else [item['arms']]
         if len(arms) == 1 and arms[0] in study.arms:

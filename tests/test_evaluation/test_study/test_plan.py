@@ -119,6 +119,7 @@ BAR = dict(name='b', setting='scenes-100pct', arms='lfi', metric='segm_mAP', at_
         (dict(bars=[dict(BAR, setting='x')]), r"bars\.0\.setting: 'x' is none of"),
         (dict(bars=[dict(BAR, at_least=None)]), r'bars\.0 needs at_least, at_most or'),
         (dict(bars=[dict(BAR, interval='big')]), r"interval: 'big' is none of"),
+        (dict(bars=[dict(BAR, metric='mAP')]), r"bars\.0\.metric: 'mAP' is none of"),
         (dict(bars=[dict(BAR, test='x')]), r"test: 'x' is none of \['val', 'line'\]"),
     ],
 )
