@@ -23,7 +23,7 @@ from .outcome import (
     result_lines,
     why_failed,
 )
-from .process import Busy, Process
+from .process import Busy, Process, lock
 from .results import Line, Results
 from .tasks import Task
 
@@ -103,15 +103,15 @@ class Executor:
         waiting = [task for task in self.tasks if not self._settled(task)]
         total = sum(task.iterations for task in waiting)
         bar = tqdm(total=total, unit='it', desc='study', dynamic_ncols=True)
-        with bar, _interruptible():
+        with bar, _interruptible() as interrupted:
             try:
                 while waiting or self._running:
+                    if interrupted():
+                        raise Stopped
                     self._collect()
                     self._launch(waiting, environments)
                     self._show(bar, total, waiting)
                     time.sleep(_POLL)
-            except KeyboardInterrupt:
-                raise Stopped from None
             finally:
                 for process in self._running.values():
                     process.stop()
@@ -123,9 +123,11 @@ class Executor:
         if end is None:
             return False
         if end['kind'] == 'stage' and end['status'] == 'finished':
-            # needed again by a run that was added later
-            wanted = any(task in t.needs and not self._settled(t) for t in self.tasks)
-            return task.checkpoint.is_file() or not wanted
+            # Needed again by a run that was added later? In this order: another harness
+            # deletes the checkpoint only after the end of its last user was written.
+            return task.checkpoint.is_file() or not any(
+                task in t.needs and not self._settled(t) for t in self.tasks
+            )
         return True
 
     def _launch(
@@ -136,29 +138,37 @@ class Executor:
             if number in self._running:
                 continue
             for task in list(waiting):
-                state = self._readiness(task, waiting, busy)
-                if state == 'settled':
-                    waiting.remove(task)
+                if any(need in waiting or need.id in busy for need in task.needs):
                     continue
-                if state == 'wait':
-                    continue
-                if is_complete(task):
-                    # it ended just before the harness did
-                    self._finish(task, 'finished', None)
-                    waiting.remove(task)
-                    continue
-                try:
-                    process = Process(task, environment, self._attempt())
-                except Busy:
-                    continue
-                self._running[number] = process
-                busy.add(task.id)
-                waiting.remove(task)
-                break
+                process = self._start(task, environment, waiting)
+                if process is not None:
+                    self._running[number] = process
+                    busy.add(task.id)
+                    break
 
-    def _readiness(self, task: Task, waiting: list[Task], busy: set[str]) -> str:
-        if any(need in waiting or need.id in busy for need in task.needs):
-            return 'wait'
+    def _start(
+        self, task: Task, environment: Mapping[str, str], waiting: list[Task]
+    ) -> Process | None:
+        """Start a task, unless it has its end, must wait or is another harness's."""
+        try:
+            held = lock(task)
+        except Busy:
+            return None
+        process = None
+        try:
+            # Not before the lock is held: until then another harness may train it to
+            # its end, and what is left of it then looks as if it had never begun.
+            state = self._readiness(task)
+            if state == 'ready':
+                process = Process(task, environment, self._attempt(), held)
+            if state != 'wait':
+                waiting.remove(task)
+        finally:
+            if process is None:
+                held.close()
+        return process
+
+    def _readiness(self, task: Task) -> str:
         if self._settled(task):
             return 'settled'  # by another harness on the same folder
         known = self.results.ends()
@@ -170,6 +180,10 @@ class Executor:
                 reason = f'stage {need.id} {end["status"]}: {end.get("reason")}'
                 self._finish(task, 'failed', reason)
                 return 'settled'
+        if is_complete(task):
+            # it ended just before the harness did
+            self._finish(task, 'finished', None)
+            return 'settled'
         return 'ready'
 
     # -- what was done -----------------------------------------------------------------
@@ -178,17 +192,21 @@ class Executor:
             code = process.poll()
             if code is None:
                 continue
+            self._record(process.task, code)
+            # not before its end is written, or another harness would start it again
+            process.release()
             del self._running[number]
-            task = process.task
-            if code == 0 and is_complete(task):
-                self._finish(task, 'finished', None)
-            elif code in _ASKED_TO_END:
-                raise KeyboardInterrupt
-            elif code == 0:
-                reason = 'ended early, without an error; see its log'
-                self._finish(task, 'failed', reason)
-            else:
-                self._finish(task, *why_failed(task, code, self.folders))
+
+    def _record(self, task: Task, code: int) -> None:
+        if code == 0 and is_complete(task):
+            self._finish(task, 'finished', None)
+        elif code in _ASKED_TO_END:
+            raise Stopped
+        elif code == 0:
+            reason = 'ended early, without an error; see its log'
+            self._finish(task, 'failed', reason)
+        else:
+            self._finish(task, *why_failed(task, code, self.folders))
 
     def _finish(self, task: Task, status: str, reason: str | None) -> None:
         attempts = read_json(task.folder / TASK_FILE).get('attempts') or [{}]
@@ -252,20 +270,30 @@ def _now() -> str:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the study as Ctrl-C does."""
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Let Ctrl-C, SIGTERM and SIGHUP end the study; tells whether one of them came.
 
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
+    They are noted, not raised: wherever they arrive, no training that was just started
+    and no end that is being written gets lost, and a second one does not keep the
+    remaining trainings from being stopped. What is ignored stays so, as by ``nohup``.
+    """
+    asked: list[int] = []
 
-    numbers = (signal.SIGTERM, signal.SIGHUP)
+    def note(number: int, frame: object) -> None:
+        asked.append(number)
+
+    before = {}
     try:
-        before = {number: signal.signal(number, interrupt) for number in numbers}
-    except ValueError:  # not in the main thread
-        yield
-        return
-    try:
-        yield
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            handler = signal.getsignal(number)
+            if handler in (signal.SIG_IGN, None):  # None could not be restored
+                continue
+            try:
+                signal.signal(number, note)
+            except ValueError:  # not in the main thread
+                break
+            before[number] = handler
+        yield lambda: bool(asked)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -36,6 +36,8 @@ def commit() -> dict[str, Any]:
                 capture_output=True,
                 text=True,
                 timeout=30,
+                # Ctrl-C must not leave an attempt without its commit
+                start_new_session=True,
             )
         except (OSError, subprocess.TimeoutExpired):
             return None

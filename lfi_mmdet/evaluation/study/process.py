@@ -32,31 +32,29 @@ class Process:
     """The process that trains one task, alone in its folder.
 
     The harness holds a lock of the operating system, which goes with it; a file of a
-    lock that nobody holds is no obstacle. On Linux the training dies with the harness;
-    should anything be left of an earlier start, it is found by a variable of its
-    environment and ended.
+    lock that nobody holds is no obstacle. It is kept until :meth:`release`. On Linux
+    the training dies with the harness; should anything be left of an earlier start, it
+    is found by a variable of its environment and ended.
 
     Args:
         task: To train.
         environment: For ``CUDA_VISIBLE_DEVICES`` and the numbers of threads.
         attempt: What to note about this start, e.g. the commit.
-
-    Raises:
-        Busy: If it is being trained already.
+        held: The :func:`lock` of the task, which is this object's from now on.
     """
 
     def __init__(
-        self, task: Task, environment: Mapping[str, str], attempt: Mapping[str, Any]
+        self,
+        task: Task,
+        environment: Mapping[str, str],
+        attempt: Mapping[str, Any],
+        held: IO[str],
     ) -> None:
         self.task = task
-        self._lock = lock(task)
-        try:
-            resume = self._prepare(attempt)
-            self.resumed = resume is not None
-            self._process = self._start(environment, resume)
-        except BaseException:
-            self._lock.close()
-            raise
+        self._lock = held
+        resume = self._prepare(attempt)
+        self.resumed = resume is not None
+        self._process = self._start(environment, resume)
 
     def _prepare(self, attempt: Mapping[str, Any]) -> Path | None:
         end_leftovers(self.task)
@@ -108,8 +106,11 @@ class Process:
         code = self._process.poll()
         if code is not None:
             self._signal(signal.SIGKILL)  # workers of one that was killed
-            self._lock.close()
         return code
+
+    def release(self) -> None:
+        """Let others have the task; for when its end is written."""
+        self._lock.close()
 
     def stop(self, patience: float = 10.0) -> None:
         """End it with everything that it started."""
@@ -120,7 +121,7 @@ class Process:
             pass
         self._signal(signal.SIGKILL)  # what it started may still run
         self._process.wait()
-        self._lock.close()
+        self.release()
 
     def _signal(self, number: signal.Signals) -> None:
         try:

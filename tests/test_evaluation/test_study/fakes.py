@@ -1,13 +1,20 @@
 """Trainings without training: a program that leaves what tools/train.py leaves."""
 
+import json
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lfi_mmdet.evaluation.study.executor import Executor
 from lfi_mmdet.evaluation.study.results import Results
 from lfi_mmdet.evaluation.study.tasks import Task
 
+ONE = [dict(OMP_NUM_THREADS='1')]
+
 TRAINER = '''
-import json, os, sys, time
+import json, os, signal, sys, time
 from pathlib import Path
 config, folder = Path(sys.argv[1]), Path(sys.argv[3])
 told = {}
@@ -25,6 +32,14 @@ def once(point):
     if point in told['deaths'] and not mark.exists():
         mark.touch()
         os.kill(os.getpid(), 9 if told['killed'] else 15)
+
+def end_slowly(number, frame):
+    note('asked to end')
+    time.sleep(told['slow_end'])
+    os._exit(1)
+
+if told['slow_end']:
+    signal.signal(signal.SIGTERM, end_slowly)
 
 def put(path, content):
     aside = path.with_suffix('.aside')
@@ -88,6 +103,7 @@ def fake_task(
         deaths=(),
         killed=False,
         error=None,
+        slow_end=0.0,
     )
     setting, arm, seed = name.split('/')
     return Task(
@@ -133,3 +149,36 @@ def diary(task: Task) -> list[str]:
     return (
         task.folder.with_name(f'{task.folder.name}.diary').read_text().split('\n')[:-1]
     )
+
+
+def lines(root: Path) -> list[dict]:
+    """All lines of the results."""
+    text = (root / 'results.jsonl').read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def run_in_background(
+    root: Path, *tasks: Task, ignored: Sequence[int] = ()
+) -> multiprocessing.Process:
+    """The harness in a process of its own, which can be killed."""
+
+    def run() -> None:
+        # whatever the shell that runs the tests lets them ignore
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+        executor(root, *tasks).run(ONE * len(tasks))
+
+    process = multiprocessing.get_context('fork').Process(target=run)
+    process.start()
+    return process
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until it holds."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

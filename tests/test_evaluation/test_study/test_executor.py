@@ -1,31 +1,33 @@
 """Runs that are killed, diverge, crash and wait for one another."""
 
-import json
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
+from lfi_mmdet.evaluation.study import executor as executor_module
 from lfi_mmdet.evaluation.study.executor import Stopped, slots
 from lfi_mmdet.evaluation.study.process import Busy, end_leftovers, lock
 
-from .fakes import diary, executor, fake_task, install
-
-ONE = [dict(OMP_NUM_THREADS='1')]
+from .fakes import (
+    ONE,
+    diary,
+    executor,
+    fake_task,
+    install,
+    lines,
+    run_in_background,
+    wait_for,
+)
 
 
 @pytest.fixture(autouse=True)
 def trainer(tmp_path, monkeypatch):
     install(tmp_path, monkeypatch)
-
-
-def lines(root):
-    text = (root / 'results.jsonl').read_text()
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def finish(root, *tasks):
@@ -171,22 +173,6 @@ def test_a_stage_resumes_without_evaluations(tmp_path):
     assert 'start 2' in diary(stage)
 
 
-def run_in_background(root, *tasks):
-    """The harness in a process of its own, which can be killed."""
-    process = multiprocessing.get_context('fork').Process(
-        target=executor(root, *tasks).run, args=(ONE,)
-    )
-    process.start()
-    return process
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 @pytest.mark.skipif(sys.platform != 'linux', reason='needs prctl')
 def test_a_harness_that_is_killed_leaves_no_training_behind_and_can_go_on(tmp_path):
     task = fake_task(tmp_path, iterations=400, interval=100, pause=0.01)
@@ -204,7 +190,10 @@ def test_a_harness_that_is_killed_leaves_no_training_behind_and_can_go_on(tmp_pa
     assert [t for t in diary(task) if t.startswith('start')] == ['start 0', 'start 100']
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+STOPPING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@pytest.mark.parametrize('number', STOPPING)
 def test_an_interrupted_harness_stops_its_trainings(tmp_path, number):
     task = fake_task(tmp_path, iterations=1000, interval=500, pause=0.01)
     harness = run_in_background(tmp_path, task)
@@ -216,6 +205,115 @@ def test_an_interrupted_harness_stops_its_trainings(tmp_path, number):
     time.sleep(0.1)
     assert len(diary(task)) == before
     assert not (tmp_path / 'results.jsonl').exists()
+
+
+@pytest.mark.parametrize('number', STOPPING)
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path, number):
+    # as nohup does with SIGHUP, and a shell with SIGINT of what runs with &
+    task = fake_task(tmp_path, iterations=100, interval=50, pause=0.01)
+    harness = run_in_background(tmp_path, task, ignored=[number])
+    wait_for(lambda: (task.folder / 'progress').exists())
+    os.kill(harness.pid, number)
+    harness.join(60)
+    assert harness.exitcode == 0
+    check_complete(tmp_path, task)
+
+
+@pytest.mark.parametrize('number', STOPPING)
+def test_a_second_signal_does_not_keep_other_trainings_from_being_stopped(
+    tmp_path, number
+):
+    behaviour = dict(iterations=2000, interval=1000, pause=0.01, slow_end=0.3)
+    tasks = [fake_task(tmp_path, f's/{arm}/seed0', **behaviour) for arm in 'abc']
+    harness = run_in_background(tmp_path, *tasks)
+    wait_for(lambda: all((task.folder / 'progress').exists() for task in tasks))
+    os.kill(harness.pid, signal.SIGTERM)
+    wait_for(lambda: any('asked to end' in diary(task) for task in tasks))
+    os.kill(harness.pid, number)
+    harness.join(60)
+    assert all(diary(task)[-1] == 'asked to end' for task in tasks)
+
+
+def test_signals_are_handled_as_before_once_the_study_has_ended(tmp_path):
+    before = [signal.getsignal(number) for number in STOPPING]
+    executor(tmp_path, fake_task(tmp_path)).run(ONE)
+    assert [signal.getsignal(number) for number in STOPPING] == before
+
+
+@pytest.mark.parametrize(
+    ('error', 'status'), [(None, 'finished'), ('nan', 'diverged'), ('crash', 'failed')]
+)
+def test_a_run_that_another_harness_ends_meanwhile_is_not_repeated(
+    tmp_path, monkeypatch, error, status
+):
+    task = fake_task(tmp_path, error=error)
+    one, other = executor(tmp_path, task), executor(tmp_path, task)
+    late = []
+
+    def lock_late(task):
+        """Let the other one run it just before this one has the lock."""
+        if not late:
+            late.append(task)
+            other.run(ONE)
+        return lock(task)
+
+    monkeypatch.setattr(executor_module, 'lock', lock_late)
+    assert one.run(ONE) == {task.id: status} and late
+    assert diary(task).count('start 0') == 1
+
+
+def test_a_stage_that_another_harness_clears_away_meanwhile_is_not_repeated(
+    tmp_path, monkeypatch
+):
+    stage = fake_task(tmp_path, 'stages/pre/seed0', stage=True)
+    user = fake_task(tmp_path, 's/a/seed0', needs=(stage,))
+    one, other = (executor(tmp_path, stage, user) for _ in range(2))
+    late = []
+
+    def lock_late(task):
+        if not late:
+            late.append(task)
+            other.run(ONE)
+        return lock(task)
+
+    monkeypatch.setattr(executor_module, 'lock', lock_late)
+    one.run(ONE)
+    assert late and not stage.checkpoint.exists()
+    assert diary(stage).count('start 0') == diary(user).count('start 0') == 1
+
+
+@pytest.mark.parametrize('error', ['nan', 'crash', None])
+def test_a_run_whose_end_is_being_written_is_not_started_by_another_harness(
+    tmp_path, monkeypatch, error
+):
+    task = fake_task(tmp_path, error=error)
+    one, other = executor(tmp_path, task), executor(tmp_path, task)
+    second = threading.Thread(target=other.run, args=(ONE,))
+    replace = one.results.replace
+
+    def replace_slowly(*args):
+        second.start()
+        time.sleep(0.5)
+        replace(*args)
+
+    monkeypatch.setattr(one.results, 'replace', replace_slowly)
+    one.run(ONE)
+    second.join(60)
+    assert not second.is_alive()
+    assert diary(task).count('start 0') == 1
+    assert len([line for line in lines(tmp_path) if line.get('final')]) == 1
+
+
+def test_a_run_that_another_harness_leaves_unfinished_is_taken_over(tmp_path):
+    task = fake_task(tmp_path)
+    held = lock(task)
+    second = threading.Thread(target=executor(tmp_path, task).run, args=(ONE,))
+    second.start()
+    time.sleep(0.1)
+    assert not task.folder.exists()
+    held.close()
+    second.join(60)
+    check_complete(tmp_path, task)
 
 
 def test_a_task_that_another_harness_runs_is_left_alone(tmp_path):
