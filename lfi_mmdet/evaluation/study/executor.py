@@ -214,9 +214,10 @@ class Executor:
         common = dict(
             self.common,
             commit=last.get('commit'),
-            dirty=last.get('dirty'),
+            dirty=_any_dirty(attempts),
             commits=list(dict.fromkeys(a.get('commit') for a in attempts)),
             attempts=len(attempts),
+            starts=[{k: a.get(k) for k in ('commit', 'dirty')} for a in attempts],
             command=self.command(task),
             machine=machine(),
             ended=_now(),
@@ -263,6 +264,14 @@ def remove_checkpoints(task: Task, keep: Path | None = None) -> None:
 def forget(task: Task) -> None:
     """Delete all that a training left."""
     shutil.rmtree(task.folder, ignore_errors=True)
+
+
+def _any_dirty(attempts: Sequence[Mapping[str, Any]]) -> bool | None:
+    """Whether code that no commit has took part; None if it cannot be told."""
+    told = [attempt.get('dirty') for attempt in attempts]
+    if any(told):
+        return True
+    return None if None in told else False
 
 
 def _now() -> str:

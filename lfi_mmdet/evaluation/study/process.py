@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from lfi_mmdet.engine.hooks.invalid_loss_hook import DIVERGED_FILE
 from lfi_mmdet.engine.parent_death import die_with_parent
 
 from .outcome import LOG_FILE, TASK_FILE, checkpoint_to_resume, read_json
@@ -67,6 +68,8 @@ class Process:
             # nothing of an earlier start may be taken for this one's
             shutil.rmtree(folder, ignore_errors=True)
             state = {}
+        # nor may a later crash be taken for a divergence that came before it
+        (folder / DIVERGED_FILE).unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         write_config(self.task.config, folder / 'study_config.py')
         state = dict(

@@ -373,6 +373,41 @@ def test_a_run_that_ended_under_another_config_counts_for_nothing(tmp_path):
     assert diary(other).count('start 0') == 2
 
 
+def test_a_crash_after_a_resume_is_not_taken_for_an_earlier_divergence(tmp_path):
+    task = fake_task(tmp_path, deaths=('train3',))
+    with pytest.raises(Stopped):
+        executor(tmp_path, task).run(ONE)
+    # diverged, and the harness was killed before it wrote that down
+    (task.folder / 'diverged.json').write_text('{"iteration": 3, "reason": "NaN"}')
+    again = fake_task(tmp_path, error='crash')
+    assert executor(tmp_path, again).run(ONE) == {task.id: 'failed'}
+    assert diary(task)[-1] == 'start 2'
+
+
+@pytest.mark.parametrize(
+    ('first', 'second', 'dirty'),
+    [
+        (True, False, True),
+        (False, True, True),
+        (None, True, True),
+        (False, False, False),
+        (None, False, None),
+    ],
+)
+def test_a_line_names_the_code_of_every_attempt(
+    tmp_path, monkeypatch, first, second, dirty
+):
+    told = [dict(commit='1', dirty=first), dict(commit='2', dirty=second)]
+    made = iter(told)
+    monkeypatch.setattr(executor_module, 'commit', lambda: next(made))
+    task = fake_task(tmp_path, deaths=('train3',))
+    finish(tmp_path, task)
+    for line in lines(tmp_path):
+        assert line['attempts'] == 2 and line['starts'] == told
+        assert line['commits'] == ['1', '2'] and line['commit'] == '2'
+        assert line['dirty'] is dirty
+
+
 def test_slots_share_out_gpus_and_cores(monkeypatch):
     monkeypatch.setattr(os, 'cpu_count', lambda: 16)
     gpus = slots([0, 1], 2, 1, None)
