@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ from .tasks import Task
 
 LOG_FILE, TASK_FILE = 'log.txt', 'task.json'
 _PREFIX = 'coco/'
+#: Metrics that are 0 without detections, whatever the sizes of the objects
+_ALWAYS = ('mAP', 'mAP_50', 'mAP_75')
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -132,8 +135,11 @@ def result_lines(
         reason=reason,
         points=task.points,
     )
+    evaluator = task.config.get('val_evaluator')
     lines = [
-        dict(base, iteration=step, metrics=dict(val=_scores(done[str(step)])))
+        dict(
+            base, iteration=step, metrics=dict(val=_scores(done[str(step)], evaluator))
+        )
         for step in task.points
         if str(step) in done
     ]
@@ -141,18 +147,46 @@ def result_lines(
         lines.append(dict(base, iteration=iteration, metrics={}))
     lines[-1]['final'] = True
     if lines[-1]['metrics']:
-        lines[-1]['metrics'].update({k: _scores(v) for k, v in tests.items()})
+        # test sets are evaluated like the validation set
+        lines[-1]['metrics'].update(
+            {name: _scores(found, evaluator) for name, found in tests.items()}
+        )
     return lines
 
 
-def _scores(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Metrics without mmdet's prefix; 0 where nothing at all was detected.
+def _scores(metrics: Mapping[str, float], evaluator: Any) -> dict[str, float]:
+    """Metrics without mmdet's prefix, as far as they have a value.
 
-    mmdet's ``CocoMetric`` then gives no metrics.
+    Left out is what is not finite, and -1, COCO's sign for "no such objects". Where
+    nothing at all was detected, mmdet's ``CocoMetric`` gives no metrics: those that it
+    would have computed are 0.
+
+    Args:
+        metrics: As the evaluator gave them.
+        evaluator: Its config, or a list of several.
     """
-    scores = {
+    found = {
         key.removeprefix(_PREFIX): value
         for key, value in metrics.items()
-        if value != -1  # COCO's sign for "no such objects"
+        if math.isfinite(value) and value != -1
     }
-    return {'bbox_mAP': 0.0, 'segm_mAP': 0.0, **scores}
+    if any(key.startswith(_PREFIX) for key in metrics):
+        return found
+    return {**dict.fromkeys(_computed(evaluator), 0.0), **found}
+
+
+def _computed(evaluator: Any) -> list[str]:
+    names = []
+    for part in evaluator if isinstance(evaluator, list | tuple) else [evaluator or {}]:
+        if not str(part.get('type')).endswith('CocoMetric') or part.get('format_only'):
+            continue
+        kinds = part.get('metric', 'bbox')
+        items = part.get('metric_items') or _ALWAYS
+        names += [
+            f'{kind}_{item}'
+            for kind in ([kinds] if isinstance(kinds, str) else kinds)
+            if kind in ('bbox', 'segm')
+            for item in items
+            if item in _ALWAYS
+        ]
+    return names
