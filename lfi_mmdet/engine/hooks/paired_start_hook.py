@@ -61,7 +61,7 @@ class PairedStartHook(Hook):
         start = load_checkpoint(self.start)['state_dict']
         model = unwrap_model(runner.model)
         state = model.state_dict()
-        kept = self._kept_names() & state.keys()
+        kept = self._kept_names(state, runner.cfg.get('load_from'))
         shared, wrong = [], []
         for name, value in start.items():
             if name in kept or name.startswith(self.own):
@@ -109,14 +109,30 @@ class PairedStartHook(Hook):
             ),
         )
 
-    def _kept_names(self) -> set[str]:
+    def _kept_names(self, model: Mapping[str, Tensor], whole: str | None) -> set[str]:
+        """What the checkpoints have put into the model.
+
+        Args:
+            model: Its ``state_dict``.
+            whole: The one for the whole model, ``load_from``. Of the others only the
+                backbone was read, whatever else they hold.
+        """
         names: set[str] = set()
         for path in self.keep:
             content = load_checkpoint(path)
             state = content.get('state_dict', content)
+            if path == whole:
+                # mmengine leaves out weights of another shape
+                names |= {
+                    name
+                    for name, value in state.items()
+                    if name in model and model[name].shape == value.shape
+                }
+                continue
+            prefixed = {name for name in state if name.startswith('backbone.')}
             # a backbone alone may be stored without its prefix
-            names |= state.keys() | {f'backbone.{name}' for name in state}
-        return names
+            names |= prefixed or {f'backbone.{name}' for name in state}
+        return names & model.keys()
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:

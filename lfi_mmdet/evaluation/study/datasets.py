@@ -98,7 +98,33 @@ def prepare_data(setting: Setting, work: Path, workers: int = 1) -> SettingData:
     check_file(str(data.labels), f'{where}: labels')
     for name, test_set in {'val': data.val, **tests}.items():
         check_file(str(test_set.folder / test_set.ann_file), f'{where}: set {name}')
+        if not (test_set.folder / test_set.img).is_dir():
+            raise InputError(
+                f'{where}: set {name}: no folder {test_set.folder / test_set.img}; '
+                'name that of the images with the key img'
+            )
     return data
+
+
+def folder_names(data: SettingData, work: Path) -> dict[str, str]:
+    """What stands for folders of data in digests and messages, on any machine.
+
+    The name has a digest of the annotations, so that other data in the place of these
+    is another config. Generated scenes need none: they lie in the work dir, in a folder
+    whose name says what they are.
+
+    Args:
+        data: Of a setting.
+        work: Work dir of the study, resolved.
+    """
+    files: dict[Path, list[Path]] = {data.folder: [data.labels]}
+    for place in (data.val, *data.tests.values()):
+        files.setdefault(place.folder, []).append(place.folder / place.ann_file)
+    return {
+        str(folder): f'DATA-{value_digest([file_digest(f) for f in named])[:12]}'
+        for folder, named in files.items()
+        if not folder.is_relative_to(work)
+    }
 
 
 def draw_labels(data: SettingData, setting: Setting, seed: int, work: Path) -> Path:

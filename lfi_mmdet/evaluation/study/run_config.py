@@ -144,20 +144,70 @@ def set_length(cfg: Config, iterations: int, interval: int) -> None:
     cfg.log_processor = dict(cfg.get('log_processor') or {}, by_epoch=False)
 
 
+def place_validation(cfg: Config, data: SettingData) -> None:
+    """Evaluate on the validation set of the setting, whatever the config names.
+
+    Raises:
+        InputError: If it has no single data set that could be pointed there.
+    """
+    if not cfg.get('val_dataloader') or not cfg.get('val_evaluator'):
+        raise InputError(
+            f'config {cfg.filename} has no val_dataloader or no val_evaluator; a run '
+            'of a study is evaluated'
+        )
+    cfg.val_dataloader, cfg.val_evaluator = _evaluated_on(cfg, data.val)
+
+
 def test_sets(cfg: Config, tests: Mapping[str, EvaluationSet]) -> dict[str, dict]:
     """Data loader and evaluator of each test set, made from those of the validation."""
     sets = {}
     for name, place in tests.items():
-        loader = copy.deepcopy(cfg.val_dataloader.to_dict())
-        dataset = loader['dataset']
-        dataset['data_root'] = f'{place.folder}/'
-        dataset['ann_file'] = place.ann_file
-        dataset['data_prefix'] = dict(img=place.img)
+        loader, evaluator = _evaluated_on(cfg, place)
         loader['persistent_workers'] = False
-        evaluator = copy.deepcopy(cfg.val_evaluator.to_dict())
-        evaluator['ann_file'] = str(place.folder / place.ann_file)
         sets[name] = dict(dataloader=loader, evaluator=evaluator)
     return sets
+
+
+def check_placed(cfg: Config, data: SettingData, labels: Path, where: str) -> None:
+    """Check that a finished config reads the files of its setting.
+
+    The digests in the results are those of the drawn labels and of the setting's own
+    set to evaluate on.
+
+    Only texts that are known can be replaced: a config that names another file than
+    the setting would silently learn from that one.
+
+    Args:
+        cfg: With all options.
+        data: Of the setting.
+        labels: Annotation file of the labelled images.
+        where: Key of the setting, for messages.
+
+    Raises:
+        InputError: If it names other files.
+    """
+    found = [_file_of(dataset) for dataset in _leaves(cfg.train_dataloader['dataset'])]
+    if labels.resolve() not in found:
+        named = ', '.join(map(str, found)) or 'no annotation file'
+        raise InputError(
+            f'{where}: labelled images are those of {data.train_file} (key '
+            f'train.ann_file), but train_dataloader of {cfg.filename} names {named}, '
+            f'and no dataset of it the drawn labels {labels}; name the same file in '
+            'both, or set that ann_file to {{labels}} in options'
+        )
+    wanted = (data.val.folder / data.val.ann_file).resolve()
+    sets = [_file_of(dataset) for dataset in _leaves(cfg.val_dataloader['dataset'])]
+    sets += [
+        Path(metric['ann_file']).resolve()
+        for metric in _as_list(cfg.val_evaluator)
+        if metric.get('ann_file')
+    ]
+    other = [path for path in sets if path != wanted]
+    if other:
+        raise InputError(
+            f'{where}: options evaluate {cfg.filename} on {other[0]} instead of '
+            f'{wanted}; name the set with the key val of the setting'
+        )
 
 
 def plain(cfg: Config) -> dict[str, Any]:
@@ -172,6 +222,40 @@ def write_config(content: Mapping[str, Any], path: Path) -> None:
         for key, value in content.items()
     ]
     path.write_text('\n'.join(lines) + '\n')
+
+
+def _evaluated_on(cfg: Config, place: EvaluationSet) -> tuple[dict, Any]:
+    content = cfg._cfg_dict.to_dict()
+    loader = copy.deepcopy(content['val_dataloader'])
+    evaluator = copy.deepcopy(content['val_evaluator'])
+    leaves = _leaves(loader['dataset'])
+    if len(leaves) != 1:
+        raise InputError(
+            f'val_dataloader of {cfg.filename} has {len(leaves)} datasets; it needs '
+            f'one, to be evaluated on {place.folder / place.ann_file}'
+        )
+    (dataset,) = leaves
+    dataset['data_root'] = f'{place.folder}/'
+    dataset['ann_file'] = place.ann_file
+    dataset['data_prefix'] = dict(dataset.get('data_prefix') or {}, img=place.img)
+    for metric in _as_list(evaluator):
+        # without a file it takes the instances from the dataset
+        if metric.get('ann_file'):
+            metric['ann_file'] = str(place.folder / place.ann_file)
+    return loader, evaluator
+
+
+def _leaves(dataset: Any) -> list[Any]:
+    """The datasets that read files, inside those that join or repeat them."""
+    if 'datasets' in dataset:
+        return [leaf for inner in dataset['datasets'] for leaf in _leaves(inner)]
+    return _leaves(dataset['dataset']) if 'dataset' in dataset else [dataset]
+
+
+def _file_of(dataset: Mapping[str, Any]) -> Path:
+    # an absolute ann_file stays what it is, as in mmengine
+    root, file = (dataset.get(key) or '' for key in ('data_root', 'ann_file'))
+    return Path(root, file).resolve()
 
 
 def _present(cfg: Any, key: str) -> Any:

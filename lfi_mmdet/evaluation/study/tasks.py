@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,22 @@ from mmengine.config import Config
 
 from lfi_mmdet.engine.preflight import InputError
 
-from .datasets import SettingData, data_digest, draw_labels, prepare_data, rest_file
-from .hashes import value_digest
+from .datasets import (
+    SettingData,
+    data_digest,
+    draw_labels,
+    folder_names,
+    prepare_data,
+    rest_file,
+)
+from .feeding import feed
+from .hashes import named_files, value_digest
 from .plan import Arm, Setting, Stage, Study
 from .run_config import (
     apply,
+    check_placed,
     load,
+    place_validation,
     plain,
     relocate,
     set_length,
@@ -77,8 +88,12 @@ class TaskMaker:
 
     def __init__(self, study: Study, work: Path, workers: int = 1) -> None:
         self.study, self.work, self.workers = study, work.resolve(), workers
-        self.folders = {str(self.work): 'WORK', str(ROOT): 'REPO'}
+        #: Of this machine, and what stands for them in messages
+        self.folders = {sys.prefix: 'PYTHON', str(ROOT): 'REPO', str(self.work): 'WORK'}
+        self._own_folders = dict(self.folders)
         self._data: dict[str, SettingData] = {}
+        self._names: dict[str, dict[str, str]] = {}
+        self._recipes: dict[tuple[str, str], list[str]] = {}
         self._digests: dict[tuple[str, int], dict[str, str]] = {}
         self._stages: dict[str, Task] = {}
 
@@ -88,32 +103,20 @@ class TaskMaker:
         labels = draw_labels(data, setting, seed, self.work)
         twin = self.study.arms[arm.twin] if arm.twin else arm
         start = self._start(setting, twin, labels, seed)
-        variables: dict[str, Any] = dict(
-            data=str(data.folder),
-            labels=str(labels),
-            rest=str(rest_file(labels)),
-            seed=seed,
-            iterations=setting.iterations,
-            setting=setting.name,
-            arm=arm.name,
-        )
+        variables = self._variables(setting, arm, seed, labels)
+        recipes = self._recipe_hashes(setting, arm)
         needs: list[Task] = []
-        for stage in arm.stages:
-            task = self._stage(stage, setting, arm, seed, start, variables, needs)
+        for number, stage in enumerate(arm.stages):
+            cfg = self._stage_config(
+                stage, setting, arm, seed, start, variables, _checkpoints(needs)
+            )
+            task = self._stage(stage, cfg, setting, seed, needs, recipes[number])
             needs.append(task)
-            variables['stage.checkpoint'] = str(task.checkpoint)
-            variables[f'stage.{stage.name}.checkpoint'] = str(task.checkpoint)
-        cfg = self._base(setting, arm, labels, variables)
-        keep = _feed(cfg, arm.stages, needs)
-        _add_hooks(
-            cfg,
-            seed,
-            start,
-            labels,
-            keep=keep,
-            own=arm.own_weights,
-            tests=test_sets(cfg, data.tests),
+            _name_checkpoint(variables, stage, task.checkpoint)
+        cfg = self._run_config(
+            setting, arm, seed, start, labels, variables, _checkpoints(needs)
         )
+        check_placed(cfg, data, labels, f'settings.{setting.source}')
         content = plain(cfg)
         key = (str(labels), seed)
         if key not in self._digests:
@@ -123,7 +126,7 @@ class TaskMaker:
             id=identity,
             folder=self.work / 'runs' / setting.name / arm.name / f'seed{seed}',
             config=content,
-            digest=value_digest(content, self.folders),
+            digest=self._digest(setting, content),
             iterations=setting.iterations,
             val_interval=setting.val_interval,
             facts=dict(
@@ -137,6 +140,7 @@ class TaskMaker:
                     [content['optim_wrapper'], content.get('param_scheduler')]
                 ),
                 data_hash=self._digests[key],
+                recipe_hash=recipes[-1],
                 needs=[task.id for task in needs],
             ),
             needs=needs,
@@ -145,8 +149,85 @@ class TaskMaker:
     def data(self, setting: Setting) -> SettingData:
         """Data of a setting; made at the first call."""
         if setting.source not in self._data:
-            self._data[setting.source] = prepare_data(setting, self.work, self.workers)
+            data = prepare_data(setting, self.work, self.workers)
+            names = folder_names(data, self.work)
+            self._data[setting.source] = data
+            # of this setting only: another one may use other files of the same folder
+            self._names[setting.source] = {**names, **self._own_folders}
+            self.folders = {**names, **self.folders}
         return self._data[setting.source]
+
+    def _digest(self, setting: Setting, value: Any) -> str:
+        self.data(setting)
+        return value_digest(value, self._names[setting.source])
+
+    def _variables(
+        self, setting: Setting, arm: Arm, seed: int, labels: Path
+    ) -> dict[str, Any]:
+        return dict(
+            data=str(self.data(setting).folder),
+            labels=str(labels),
+            rest=str(rest_file(labels)),
+            seed=seed,
+            iterations=setting.iterations,
+            setting=setting.name,
+            arm=arm.name,
+        )
+
+    def _recipe_hashes(self, setting: Setting, arm: Arm) -> list[str]:
+        """What all seeds of an arm share: digests of its stages and of its run.
+
+        They are of the configs as they are with names in the place of what depends on
+        the seed, so that options may use it as well, and of the files they name. That
+        of a training has those of the stages before it.
+        """
+        key = setting.name, arm.name
+        if key not in self._recipes:
+            seed, start, labels = -1, Path('/START'), Path('/LABELS/instances_.json')
+            variables = self._variables(setting, arm, seed, labels)
+            recipes: list[str] = []
+            paths: list[str] = []
+
+            def add(cfg: Config) -> None:
+                content = plain(cfg)
+                files = named_files(content, ROOT, ROOT / 'configs')
+                whole = [content, files, setting.labels, recipes]
+                recipes.append(self._digest(setting, whole))
+
+            for number, stage in enumerate(arm.stages):
+                add(
+                    self._stage_config(
+                        stage, setting, arm, seed, start, variables, paths
+                    )
+                )
+                paths.append(f'/STAGE{number}')
+                _name_checkpoint(variables, stage, paths[-1])
+            add(self._run_config(setting, arm, seed, start, labels, variables, paths))
+            self._recipes[key] = recipes
+        return self._recipes[key]
+
+    def _run_config(
+        self,
+        setting: Setting,
+        arm: Arm,
+        seed: int,
+        start: Path,
+        labels: Path,
+        variables: Mapping[str, Any],
+        checkpoints: Sequence[str],
+    ) -> Config:
+        cfg = self._base(setting, arm, labels, variables)
+        keep = feed(cfg, arm, checkpoints)
+        _add_hooks(
+            cfg,
+            seed,
+            start,
+            labels,
+            keep=keep,
+            own=arm.own_weights,
+            tests=test_sets(cfg, self.data(setting).tests),
+        )
+        return cfg
 
     def _base(
         self, setting: Setting, arm: Arm, labels: Path, variables: Mapping[str, Any]
@@ -160,6 +241,7 @@ class TaskMaker:
         }
         cfg = load(_find(path), list(groups.values()))
         relocate(cfg, self.data(setting), labels, setting.root)
+        place_validation(cfg, self.data(setting))
         set_length(cfg, setting.iterations, setting.val_interval)
         for where, options in groups.items():
             apply(cfg, substitute(options, variables, where), where)
@@ -171,7 +253,7 @@ class TaskMaker:
         cfg = self._base(setting, twin, labels, variables)
         return write_start(plain(cfg)['model'], seed, self.work / 'starts')
 
-    def _stage(
+    def _stage_config(
         self,
         stage: Stage,
         setting: Setting,
@@ -179,8 +261,8 @@ class TaskMaker:
         seed: int,
         start: Path,
         variables: Mapping[str, Any],
-        before: list[Task],
-    ) -> Task:
+        before: Sequence[str],
+    ) -> Config:
         where = f'arms.{arm.name}.stages.{stage.name}'
         labels = Path(variables['labels'])
         groups = {
@@ -196,10 +278,20 @@ class TaskMaker:
         for key, options in groups.items():
             apply(cfg, substitute(options, variables, key), key)
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-        keep = _feed(cfg, arm.stages[: len(before)], before)
-        _add_hooks(cfg, seed, start, None, keep=keep, strict=False)
+        _add_hooks(cfg, seed, start, None, keep=feed(cfg, arm, before), strict=False)
+        return cfg
+
+    def _stage(
+        self,
+        stage: Stage,
+        cfg: Config,
+        setting: Setting,
+        seed: int,
+        before: list[Task],
+        recipe: str,
+    ) -> Task:
         content = plain(cfg)
-        digest = value_digest(content, self.folders)
+        digest = self._digest(setting, content)
         if digest not in self._stages:
             # arms that pre-train alike share it, whatever else differs
             name = f'{stage.name}-{digest[:12]}'
@@ -210,7 +302,12 @@ class TaskMaker:
                 digest=digest,
                 iterations=stage.iterations,
                 val_interval=None,
-                facts=dict(stage=stage.name, seed=seed, iterations=stage.iterations),
+                facts=dict(
+                    stage=stage.name,
+                    seed=seed,
+                    iterations=stage.iterations,
+                    recipe_hash=recipe,
+                ),
                 needs=list(before),
             )
         return self._stages[digest]
@@ -237,17 +334,15 @@ def labelled_batch(loader: Mapping[str, Any]) -> int:
     return size * ratio[0] // sum(ratio) if ratio else size
 
 
-def _feed(cfg: Config, stages: Any, tasks: list[Task]) -> list[str]:
-    keep = []
-    for stage, task in zip(stages, tasks):
-        path = str(task.checkpoint)
-        if stage.feeds == 'backbone':
-            cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=path)
-        elif stage.feeds == 'load_from':
-            cfg.load_from = path
-        keep.append(path)
-    # a stage that fed the next stage only is overwritten by what that one wrote
-    return keep[-1:]
+def _checkpoints(tasks: Sequence[Task]) -> list[str]:
+    return [str(task.checkpoint) for task in tasks]
+
+
+def _name_checkpoint(
+    variables: dict[str, Any], stage: Stage, checkpoint: str | Path
+) -> None:
+    variables['stage.checkpoint'] = str(checkpoint)
+    variables[f'stage.{stage.name}.checkpoint'] = str(checkpoint)
 
 
 def _add_hooks(
