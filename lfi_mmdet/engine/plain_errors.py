@@ -23,7 +23,8 @@ from .preflight import InputError
 _OURS = str(Path(lfi_mmdet.__file__).parent) + os.sep
 _REGISTRY = str(Path(mmengine.registry.__file__).parent) + os.sep
 _SIGNATURE = re.compile(r'unexpected keyword argument|missing \d+ required')
-_PATIENCE = 2.0
+# seconds: on a busy machine the first process needs some to end
+_PATIENCE = 20.0
 _UNKNOWN = re.compile(r'(\S+) is not in the \S+::(.+?) registry')
 _IMAGE = re.compile(r'failed to load image: (.+)')
 
@@ -88,7 +89,7 @@ def plain_errors(process: int = 0) -> Iterator[None]:
 
     Args:
         process: Number of this process on its machine. Launchers stop all processes
-            once one has ended, so all but the first wait a moment before they speak:
+            once one has ended, so all but the first wait for that before they speak:
             what every process meets is said once, and what only one of them meets (a
             broken image) is said all the same.
     """
