@@ -18,6 +18,8 @@ from .results import Line
 from .tasks import Task
 
 LOG_FILE, TASK_FILE = 'log.txt', 'task.json'
+#: A line of the log before the output of every attempt
+ATTEMPT_MARK = '======== attempt ========'
 _PREFIX = 'coco/'
 #: Metrics that are 0 without detections, whatever the sizes of the objects
 _ALWAYS = ('mAP', 'mAP_50', 'mAP_75')
@@ -96,6 +98,8 @@ def why_failed(task: Task, code: int, folders: Mapping[str, str]) -> tuple[str, 
         return 'failed', f'ended by signal {-code}{hint}'
     log = task.folder / LOG_FILE
     text = log.read_text(errors='replace') if log.is_file() else ''
+    # what an attempt before met may be mended
+    text = text.rpartition(f'{ATTEMPT_MARK}\n')[-1]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith('error: ')]
     told = (errors or lines or ['no output'])[-1]

@@ -17,7 +17,13 @@ from typing import IO, Any
 from lfi_mmdet.engine.hooks.invalid_loss_hook import DIVERGED_FILE
 from lfi_mmdet.engine.parent_death import die_with_parent
 
-from .outcome import LOG_FILE, TASK_FILE, checkpoint_to_resume, read_json
+from .outcome import (
+    ATTEMPT_MARK,
+    LOG_FILE,
+    TASK_FILE,
+    checkpoint_to_resume,
+    read_json,
+)
 from .run_config import write_config
 from .tasks import ROOT, Task
 
@@ -92,6 +98,8 @@ class Process:
         if resume is not None:
             command += ['--resume', str(resume)]
         with (self.task.folder / LOG_FILE).open('a') as log:
+            log.write(f'{ATTEMPT_MARK}\n')
+            log.flush()
             return subprocess.Popen(
                 [sys.executable, '-W', 'ignore', *command],
                 cwd=ROOT,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from lfi_mmdet.engine.preflight import InputError
 from .executor import Executor, forget, slots
 from .outcome import TASK_FILE, read_json
 from .plan import Arm, Setting, Study
-from .process import training_command
+from .process import Busy, lock, training_command
 from .results import Line, Results
 from .tasks import ROOT, Task, TaskMaker, select
 
@@ -154,7 +155,7 @@ class StudyRun:
         return shlex.join(['python', *training_command(task)])
 
     def _void(self, tasks: Sequence[Task], redo: Sequence[str]) -> None:
-        again = set()
+        again: dict[str, Task] = {}
         for task in tasks:
             end = self.results.ends().get(task.id)
             if end is None:
@@ -164,16 +165,24 @@ class StudyRun:
                 'changed': end['config_hash'] != task.digest,
             }
             if any(kinds[kind] for kind in redo):
-                again.add(task.id)
+                again[task.id] = task
         if not again:
             return
-        lines = self.results.read()
-        old: list[Line] = [
-            dict(line, superseded=True) for line in lines if line.get('id') in again
-        ]
-        self.results.replace(old, lambda line: line.get('id') in again)
-        for task in tasks:
-            if task.id in again:
+        with ExitStack() as held:
+            for task in again.values():
+                try:
+                    held.enter_context(lock(task))
+                except Busy:
+                    raise InputError(
+                        f'--redo: {task.id} is being trained by another study.py on '
+                        f'{self.work.name}; wait for it or stop it'
+                    ) from None
+            lines = self.results.read()
+            old: list[Line] = [
+                dict(line, superseded=True) for line in lines if line.get('id') in again
+            ]
+            self.results.replace(old, lambda line: line.get('id') in again)
+            for task in again.values():
                 forget(task)
 
     def _plan_line(self) -> Line:

@@ -5,7 +5,11 @@ import math
 
 import pytest
 
-from lfi_mmdet.evaluation.study.outcome import result_lines
+from lfi_mmdet.evaluation.study.outcome import (
+    ATTEMPT_MARK,
+    result_lines,
+    why_failed,
+)
 
 from .fakes import fake_task
 
@@ -72,3 +76,12 @@ def test_nothing_detected_is_zero_of_what_the_evaluator_computes(
 def test_other_metrics_stay_where_nothing_was_detected(tmp_path):
     found = measured(tmp_path, {'pascal_voc/mAP': 0.1}, [BOTH, dict(type='VOCMetric')])
     assert found['val'] == {**NOTHING, 'pascal_voc/mAP': 0.1}
+
+
+def test_a_reason_is_of_the_last_attempt(tmp_path):
+    task = fake_task(tmp_path, 's/lfi/seed0')
+    task.folder.mkdir(parents=True)
+    attempts = ['error: no data\n', 'half of a line\n']
+    text = ''.join(f'{ATTEMPT_MARK}\n{attempt}' for attempt in attempts)
+    (task.folder / 'log.txt').write_text(text)
+    assert why_failed(task, 1, {}) == ('failed', 'exit code 1: half of a line')

@@ -7,6 +7,7 @@ import pytest
 
 from lfi_mmdet.engine.preflight import InputError
 from lfi_mmdet.evaluation.study.plan import parse_study
+from lfi_mmdet.evaluation.study.process import lock
 from lfi_mmdet.evaluation.study.runner import Selection, StudyRun
 
 from .fakes import diary, fake_task, install
@@ -65,6 +66,16 @@ def test_a_run_whose_config_has_changed_is_named_and_not_taken_for_finished(tmp_
         run(tmp_path, other)
     assert run(tmp_path, other, redo=['changed']) == {other.id: 'finished'}
     assert ends(tmp_path) == [('finished', True), ('finished', False)]
+
+
+def test_what_another_harness_trains_is_not_deleted_to_be_run_again(tmp_path):
+    task = fake_task(tmp_path, 's/lfi/seed0', error='crash')
+    run(tmp_path, task)
+    before = (tmp_path / 'results.jsonl').read_text()
+    with lock(task), pytest.raises(InputError, match='s/lfi/seed0 is being trained'):
+        run(tmp_path, task, redo=['failed'])
+    assert (tmp_path / 'results.jsonl').read_text() == before
+    assert (task.folder / 'log.txt').is_file()
 
 
 def test_states_of_trainings(tmp_path):
