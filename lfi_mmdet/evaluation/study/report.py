@@ -79,7 +79,12 @@ def write_report(report: dict[str, Any], out: Path) -> list[Path]:
 
 def _provenance(results: StudyResults) -> dict[str, Any]:
     lines = [run.line for run in results.runs.values()]
-    commits = {(line['commit'], line['dirty']) for line in lines}
+    commits = {
+        (start['commit'], start['dirty'])
+        for line in lines
+        # older lines tell only of the last start, and whether any was dirty
+        for start in line.get('starts') or [line]
+    }
     machines, versions = set(), set()
     for line in lines:
         machine = line['machine']

@@ -107,6 +107,14 @@ def test_what_the_study_allows_is_taken_and_noted(tmp_path, flag, changes):
     assert 'of its own' in found['settings']['s']['arms']['lfi']['notes'][0]
 
 
+def test_every_start_of_a_resumed_run_is_named_with_its_own_state(tmp_path):
+    starts = [dict(commit='1', dirty=True), dict(commit='2', dirty=False)]
+    changes = dict(commit='2', dirty=True, starts=starts)
+    found = make_report([both(tmp_path / 'r.jsonl', plan(), **changes)])
+    named = [c for c in found['provenance']['commits'] if c['commit'] in '12']
+    assert named == starts
+
+
 def test_a_diverged_run_is_shown_with_its_reason_and_leaves_its_pair_out(tmp_path):
     path = both(
         tmp_path / 'r.jsonl',
