@@ -208,28 +208,6 @@ def test_mgd_masks_the_stated_share_of_places_anew_each_time():
     assert not torch.equal(*seen)
 
 
-def test_acam_weighs_differences_by_masks_that_both_sides_choose():
-    loss = made(ACAMLoss(num_masks=2, whiten=False))
-    loss.query.weight.data.zero_()  # attention is uniform: the fused places are 2, 2
-    loss.value.weight.data.fill_(1)
-    units = torch.tensor([[0.0], [math.log(3) / 2]], dtype=torch.float64)
-    loss.channel_units.data, loss.spatial_units.data = units, units.clone()
-    pair = row([[1.0, 3.0]], [[0.0, 0.0]])  # squares 1 and 9; masks 1/2 and 3/4
-    per_channel = (0.25 * 10 / (2 * 0.5) + 0.5625 * 10 / (2 * 0.75)) / 2
-    per_place = (0.25 * 10 / (1 * 1.0) + 0.5625 * 10 / (1 * 1.5)) / 2
-    overlap = 2 * (2 * 0.375) / (2 * (0.25 + 0.5625))
-    expected = per_channel + per_place + 2 * overlap
-    assert expected == pytest.approx(8.096154, abs=1e-6)
-    assert loss(pair).item() == pytest.approx(expected)
-
-
-def test_equal_masks_overlap_most_and_disjoint_ones_not_at_all():
-    from lfi_mmdet.models.losses.dense.acam import diversity
-
-    assert diversity(torch.ones(1, 3, 4)).item() == pytest.approx(2)
-    assert diversity(torch.eye(3)[None]).item() == 0
-
-
 def region_pair(student=(0.0, 0.0, 5.0)) -> DensePair:
     """A region over 2 x 2 places that all look like the first of two classes."""
     teacher = torch.zeros(1, 2, 3, 3)
@@ -341,13 +319,6 @@ def test_the_relations_of_trg_have_nothing_to_learn_from_an_equal():
     loss.connect(6, 6)
     assert loss(same).item() == pytest.approx(0, abs=1e-5)
     assert loss(pair).item() > 1e-3
-
-
-def test_the_differences_of_acam_have_nothing_to_learn_from_an_equal():
-    pair = random_pair()
-    loss = made(ACAMLoss(diversity_weight=0.0, whiten=False), 6, 6).float()
-    same = DensePair(pair.teacher, pair.teacher, pair.valid)
-    assert loss(same).item() == 0
 
 
 def test_logits_that_are_the_teachers_leave_vild_nothing_to_learn():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
@@ -19,16 +20,17 @@ class ACAMLoss(DenseLoss):
         A = softmax(Wq T (Wk S)^T / sqrt(C / 2))      fused F = A Wv S, (N, C)
         channel masks   Mc = sigmoid(mc * mean over places of F)     (M, C)
         spatial masks   Ms = sigmoid(ms F^T)                         (M, N)
-        L_c = mean over M of |Mc * (T - S)|^2 / (N * sum of the mask)
-        L_s = mean over M of |Ms * (T - S)|^2 / (C * sum of the mask)
+        L_c = mean over M of sum Mc * (T - S)^2 / (N * sum of the mask)
+        L_s = mean over M of sum Ms * (T - S)^2 / (C * sum of the mask)
         L_div = 2 sum_{i != j} M_i . M_j / (sum_i |M_i|^2 + sum_j |M_j|^2)
         L = alpha * (L_c + L_s) + diversity_weight * (L_div of Mc + L_div of Ms)
 
-    The equations are known to us from summaries of the paper. Its losses are written
-    there with the mask as a factor in front of the sum; we read it as the divisor, as
-    in MasKD, from which it comes: otherwise masks of 0 would be best. The paper works
-    on FPNs, we on the output of the backbone, with whitened tokens (see
-    :class:`DenseLoss`).
+    The equations are known to us from summaries of the paper, in which L_c and L_s have
+    |M * (T - S)|^2 above the sum of the mask. Masks between 0 and 1 would then be best
+    at 0, where the loss is 0 whatever the student does. We take means weighted by the
+    mask, which are the same for masks of 0 and 1, and which the size of a mask does not
+    change. The paper works on FPNs, we on the output of the backbone, with whitened
+    tokens (see :class:`DenseLoss`).
 
     Args:
         loss_weight: alpha, 1 in the paper.
@@ -70,18 +72,13 @@ class ACAMLoss(DenseLoss):
         valid = pair.valid.flatten(1)
         student, teacher = places(self.align(pair.student)), places(self.target(pair))
         count = valid.sum(1).clamp(min=1)[:, None]
-        fused = self.fuse(student, teacher, valid)
-        pooled = (fused * valid[..., None]).sum(1) / count
-        channel = (self.channel_units * pooled[:, None]).sigmoid()
-        spatial = (self.spatial_units @ fused.mT).sigmoid() * valid[:, None]
+        channel, spatial = self.mask_logits(self.fuse(student, teacher, valid), valid)
         # one product instead of M masked copies of the differences
         squares = (student - teacher).square() * valid[..., None]
-        per_channel = (channel.square() @ squares.sum(1)[..., None])[..., 0]
-        per_channel = per_channel / (count * channel.sum(-1))
-        per_place = (spatial.square() @ squares.sum(2)[..., None])[..., 0]
-        per_place = per_place / (squares.shape[2] * spatial.sum(-1).clamp(min=1e-6))
+        per_channel = shares(channel) @ (squares.sum(1) / count)[..., None]
+        per_place = shares(spatial) @ squares.mean(2)[..., None]
         loss = self.loss_weight * (per_channel.mean() + per_place.mean())
-        alike = diversity(channel) + diversity(spatial)
+        alike = diversity(channel.sigmoid()) + diversity(spatial.sigmoid())
         return loss + self.diversity_weight * alike
 
     def fuse(self, student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
@@ -100,6 +97,34 @@ class ACAMLoss(DenseLoss):
         attention = logits.masked_fill(~valid[:, None], -1e4).softmax(-1)
         return attention @ self.value(student)
 
+    def mask_logits(self, fused: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """The masks that the units select, before the sigmoid.
+
+        Args:
+            fused: See :meth:`fuse`.
+            valid: Bool (B, N).
+
+        Returns:
+            (B, M, C) and (B, M, N), of masks of channels and of places; the latter
+            are 0 on padding.
+        """
+        count = valid.sum(1).clamp(min=1)[:, None]
+        pooled = (fused * valid[..., None]).sum(1) / count
+        spatial = (self.spatial_units @ fused.mT).masked_fill(~valid[:, None], -1e4)
+        return self.channel_units * pooled[:, None], spatial
+
+
+def shares(logits: Tensor) -> Tensor:
+    """What each entry has of the sum of its mask, ``m / m.sum(-1)``.
+
+    Args:
+        logits: Of the masks, (B, M, K).
+
+    Returns:
+        (B, M, K), with a sum of 1 over K however close to 0 the mask is.
+    """
+    return F.logsigmoid(logits).softmax(-1)
+
 
 def diversity(masks: Tensor) -> Tensor:
     """How much masks overlap (Dice), from 0 for none to M - 1 for equal masks.
@@ -113,4 +138,5 @@ def diversity(masks: Tensor) -> Tensor:
     products = masks @ masks.mT
     own = products.diagonal(dim1=1, dim2=2).sum(-1)
     others = products.sum((1, 2)) - own
-    return (2 * others / (2 * own).clamp(min=1e-6)).mean()
+    # the floor is for images that are all padding; small masks must stay above it
+    return (others / own.clamp(min=1e-20)).mean()
