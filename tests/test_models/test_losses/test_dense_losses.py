@@ -116,6 +116,26 @@ def test_rkd_takes_means_over_the_unpadded_part_of_each_cell():
     assert RKDLoss()(DensePair(student, teacher, valid)).item() == 0
 
 
+@pytest.mark.parametrize('apart', [1e-2, 1e-4, 1e-6, 0.0])
+def test_the_gradient_of_rkd_stays_bounded_where_embeddings_meet(apart):
+    """Of far ones it is about 2 here; without a bound, two near ones have 1 / apart."""
+
+    def steepest(features):
+        features = features.clone().requires_grad_()
+        pair = DensePair(features, drawn[4:], torch.ones(4, 1, 1, dtype=torch.bool))
+        RKDLoss(cells=1)(pair).backward()
+        assert features.grad.isfinite().all()
+        return features.grad.abs().max().item()
+
+    drawn = torch.randn(8, 8, 1, 1, generator=torch.Generator().manual_seed(0))
+    far, other = drawn[:4], drawn[1]
+    two = far.clone()
+    two[1] = far[0] + apart * other
+    assert steepest(two) < 10 * steepest(far)
+    # where all are alike no distance is a unit, but the length of an embedding is
+    assert steepest(far[:1] + apart * far) < 1e4
+
+
 def test_trg_keeps_the_kernels_of_neighbours():
     there = torch.ones(2, dtype=torch.bool)
     student = torch.tensor([[1.0, 0.0], [0.0, 5.0]], dtype=torch.float64)

@@ -11,6 +11,10 @@ from .base import DenseLoss, DensePair, places
 
 #: Below the square of any distance that matters; roots have no gradient at 0
 _TINY = 1e-12
+#: Embeddings nearer than this share of the mean distance lie in no clear direction
+_NEAR = 0.1
+#: The mean distance counts as no smaller than this share of an embedding's length
+_ALIKE = 1e-2
 
 
 @MODELS.register_module()
@@ -28,8 +32,10 @@ class RKDLoss(DenseLoss):
     here it is the mean of the tokens in each of ``cells`` x ``cells`` parts of the
     padded batch. Parts without an unpadded place do not count. The paper sums over
     pairs and triplets; we take means over those of different embeddings, so that the
-    weights do not depend on the size of the batch. The cost grows with the cube of
-    ``batch size * cells ** 2``.
+    weights do not depend on the size of the batch. The gradient of an angle grows
+    without bound as two embeddings meet, e.g. of two parts of one background; so in
+    both networks the cosine fades out below a tenth of the mean distance. The cost
+    grows with the cube of ``batch size * cells ** 2``.
 
     Args:
         loss_weight: Factor on both parts.
@@ -87,12 +93,17 @@ def relations(embeddings: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         Distances (n, n) in that unit, and unit vectors (n, n, C) from the first to the
-        second; the product of those of one embedding are the cosines of angles at it.
+        second, shorter ones of pairs that are very near; the product of those of one
+        embedding are the cosines of angles at it.
     """
     steps = embeddings[None] - embeddings[:, None]
     distances = steps.square().sum(-1).clamp(min=_TINY).sqrt()
     unit = (distances * pairs).sum() / pairs.sum().clamp(min=1)
-    return distances / unit.clamp(min=_TINY), steps / distances[..., None]
+    # both divisors are kept from 0, or the gradients would have no bound
+    length = embeddings.detach().square().sum(-1).mean().sqrt()
+    unit = torch.maximum(unit, (_ALIKE * length).clamp(min=_TINY**0.5))
+    apart = torch.maximum(distances, _NEAR * unit.detach())
+    return distances / unit, steps / apart[..., None]
 
 
 def huber(student: Tensor, teacher: Tensor, counts: Tensor) -> Tensor:
