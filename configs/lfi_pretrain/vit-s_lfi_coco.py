@@ -51,6 +51,8 @@ optim_wrapper = dict(
     constructor='ViTOptimWrapperConstructor',
     paramwise_cfg=dict(layer_decay=1.0, num_layers=12),
     optimizer=dict(type='AdamW', lr=2e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    # no detection loss is beside those of new queries; as in the other pre-training
+    clip_grad=dict(max_norm=1.0),
 )
 auto_scale_lr = dict(enable=False, base_batch_size=64)
 param_scheduler = [
