@@ -10,7 +10,12 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from lfi_mmdet.registry import build_part
-from lfi_mmdet.structures import InteractionSpec, InteractionTargets, InteractionTrace
+from lfi_mmdet.structures import (
+    InteractionSpec,
+    InteractionTargets,
+    InteractionTrace,
+    valid_patches,
+)
 
 from ..losses.dense import DenseLoss, DensePair
 from ..teachers.base import FrozenTeacher
@@ -133,16 +138,18 @@ class FeatureDistiller(Distiller):
                 f'{tokens.shape[1]} layers of tokens'
             )
         h, w = student.shape[2:]
+        valid = trace.valid
+        if valid is None:
+            # nothing is padded, but the backbone rounds up to whole patches: where the
+            # centre of the last ones is outside, the teacher has nothing to say
+            valid = valid_patches(img_shapes, (h, w), patch_size, student.device)
         taught = resample_tokens(
             tokens[:, self.token_layer].permute(0, 3, 1, 2),
             img_shapes,
             (h * patch_size[0], w * patch_size[1]),
             (h, w),
-            trace.valid,
+            valid,
         )
-        valid = trace.valid
-        if valid is None:
-            valid = torch.ones(len(student), h * w, device=student.device).bool()
         pair = DensePair(
             student=_precise(student),
             teacher=taught.unflatten(2, (h, w)),
