@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from inspect import signature
 
 import torch.nn.functional as F
 from mmengine.logging import print_log
@@ -11,6 +12,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from lfi_mmdet.compat.checkpoints import load_checkpoint
+from lfi_mmdet.engine.preflight.errors import InputError
 
 # mmpretrain's names -> DeiT's
 _RENAMES = (
@@ -29,6 +31,13 @@ _CLASSIFIER = re.compile(
 )
 # What only checkpoints of this package have
 _INTERACTS = re.compile(r'^(interaction\.|queries$)')
+# Settings of a backbone by the weights that it has for them
+_PARTS = (
+    (re.compile(r'^queries$'), 'num_queries'),
+    (re.compile(r'^interaction\.(feedback\.|gamma$)'), 'feedback'),
+    (re.compile(r'^interaction\.relation\.'), 'query_attention'),
+    (re.compile(r'^interaction\.carry$'), 'carry'),
+)
 # What a classification checkpoint cannot have
 _OWN = re.compile(r'^(interaction\.|queries$)|\.rel_pos_[hw]$')
 
@@ -90,7 +99,8 @@ def load_vit_checkpoint(model: nn.Module, checkpoint: str) -> None:
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it cannot be read, nothing matches, or it belongs to a ViT of
-            another size (a weight of another shape, blocks missing or left over).
+            another size (a weight of another shape, blocks missing or left over), or
+            its queries were trained in other interaction layers.
     """
     source = load_checkpoint(checkpoint)
     state = rename_vit_keys(_unwrap(source))
@@ -126,14 +136,12 @@ def load_vit_checkpoint(model: nn.Module, checkpoint: str) -> None:
             + '; '.join(wrong[:4])
             + (f' and {len(wrong) - 4} more' if len(wrong) > 4 else '')
         )
+    _check_layers(model, source, checkpoint)
     model.load_state_dict(fitted, strict=False)
     dropped = [k for k in unexpected if _INTERACTS.match(k)]
     if dropped:
         print_log(
-            f'{checkpoint} was trained with queries, but this backbone has none '
-            f'(num_queries=0): {len(dropped)} tensors are left out, on whose feedback '
-            'its blocks may count; set num_queries and interaction_layers as in that '
-            'training',
+            f'{checkpoint} {_what_is_lost(model, dropped)}',
             logger='current',
             level=logging.WARNING,
         )
@@ -144,3 +152,59 @@ def load_vit_checkpoint(model: nn.Module, checkpoint: str) -> None:
         f'{", ".join(unexpected) or "none"}',
         logger='current',
     )
+
+
+def _what_is_lost(model: nn.Module, dropped: list[str]) -> str:
+    """Tell what a backbone has no place for, and which settings would make one."""
+    fed_back = any(_PARTS[1][0].match(key) for key in dropped)
+    if not getattr(model, 'num_queries', 0):
+        had, none = 'queries', 'num_queries=0'
+        settings = 'num_queries and interaction_layers'
+    else:
+        parts = [
+            name for part, name in _PARTS if any(part.match(key) for key in dropped)
+        ]
+        had = settings = ' and '.join(parts) or 'other parts of the interaction'
+        none = ', '.join(f'{name}=False' for name in parts) or 'other settings'
+    blocks = ', on whose feedback its blocks may count' if fed_back else ''
+    return (
+        f'was trained with {had}, but this backbone has none ({none}): {len(dropped)} '
+        f'tensors are left out{blocks}; set {settings} as in that training'
+    )
+
+
+def _check_layers(model: nn.Module, source: dict, checkpoint: str) -> None:
+    """Check that queries go on in the interaction layers in which they were trained.
+
+    One interaction serves all layers, so that no name or shape of a weight tells; the
+    config does, which mmengine keeps in its checkpoints. Others are taken as they are.
+
+    Raises:
+        ValueError: If the layers are others.
+    """
+    own = tuple(getattr(model, 'interaction_layers', ()))
+    meta = source.get('meta')
+    text = meta.get('cfg') if isinstance(meta, dict) else None
+    if not own or not text:
+        return
+    # it imports the models, and so cannot be imported above
+    from lfi_mmdet.engine.student_config import config_of_checkpoint
+
+    try:
+        backbone = config_of_checkpoint(text, checkpoint).model.backbone
+    except (InputError, AttributeError):
+        return  # a config that is not plain settings, or of another kind of model
+    if not backbone.get('num_queries'):
+        return
+    depth = len(list(model.get_submodule('blocks').children()))
+    layers = backbone.get('interaction_layers')
+    if layers is None:
+        layers = signature(type(model)).parameters['interaction_layers'].default
+    theirs = tuple(sorted({layer % depth for layer in layers}))
+    if theirs != own:
+        raise ValueError(
+            f'checkpoint {checkpoint} was trained with interaction_layers={theirs}, '
+            f'but backbone.interaction_layers={own}: its queries would meet tokens of '
+            'blocks that they do not know; set backbone.interaction_layers as in that '
+            'training'
+        )

@@ -68,15 +68,19 @@ def test_every_weight_of_a_known_layout_arrives(tmp_path, deit, wrap):
             assert torch.equal(value, theirs[name]), name
 
 
-def test_positions_of_another_image_size_are_resized_and_said_so(
-    tmp_path, deit, monkeypatch
-):
+@pytest.fixture
+def lines(monkeypatch) -> list[str]:
+    """What is logged."""
     lines = []
     MMLogger.get_instance('mmengine')
     monkeypatch.setattr(
         'lfi_mmdet.models.utils.vit_checkpoint.print_log',
         lambda text, **_: lines.append(text),
     )
+    return lines
+
+
+def test_positions_of_another_image_size_are_resized_and_said_so(tmp_path, deit, lines):
     torch.save(dict(deit.state_dict(), strange=torch.ones(1)), tmp_path / 'vit.pth')
     model = make_vit(tmp_path / 'vit.pth', pretrain_img_size=64)
     model.init_weights()
@@ -101,15 +105,101 @@ def test_relative_positions_of_another_size_are_resized(tmp_path):
 
 
 def test_its_own_checkpoints_bring_the_queries_along(tmp_path):
-    source = make_vit('')
+    state = save_own(tmp_path / 'detector.pth')
+    model = make_vit(tmp_path / 'detector.pth')
+    model.init_weights()
+    for name, value in model.state_dict().items():
+        assert torch.equal(state[f'backbone.{name}'], value), name
+
+
+def save_own(path, config='', **kwargs) -> dict:
+    """Write what a training writes, with the text of its config or without."""
+    source = make_vit('', **kwargs)
     source.init_cfg = None
     source.init_weights()
     state = {f'backbone.{k}': v for k, v in source.state_dict().items()}
-    torch.save(dict(state_dict=state), tmp_path / 'detector.pth')
-    model = make_vit(tmp_path / 'detector.pth')
+    torch.save(dict(state_dict=state, meta=dict(cfg=config)), path)
+    return state
+
+
+@pytest.mark.parametrize(
+    'settings, said',
+    [
+        (
+            dict(num_queries=0),
+            'was trained with queries, but this backbone has none (num_queries=0): 22 '
+            'tensors are left out, on whose feedback its blocks may count; set '
+            'num_queries and interaction_layers as in that training',
+        ),
+        (
+            dict(feedback=False),
+            'was trained with feedback, but this backbone has none (feedback=False): 6 '
+            'tensors are left out, on whose feedback its blocks may count; set '
+            'feedback as in that training',
+        ),
+        (
+            dict(query_attention=False, carry=False),
+            'was trained with query_attention and carry, but this backbone has none '
+            '(query_attention=False, carry=False): 6 tensors are left out; set '
+            'query_attention and carry as in that training',
+        ),
+    ],
+)
+def test_what_the_backbone_has_no_place_for_is_named_with_its_setting(
+    tmp_path, lines, settings, said
+):
+    save_own(tmp_path / 'own.pth')
+    make_vit(tmp_path / 'own.pth', **settings).init_weights()
+    assert lines[0] == f'{tmp_path / "own.pth"} {said}'
+
+
+def test_queries_without_feedback_leave_no_block_counting_on_it(tmp_path, lines):
+    save_own(tmp_path / 'own.pth', feedback=False)
+    make_vit(tmp_path / 'own.pth', num_queries=0).init_weights()
+    assert 'has none (num_queries=0): 16 tensors are left out; set' in lines[0]
+
+
+LAYERS = 'model = dict(backbone=dict(num_queries=2, interaction_layers={}))'
+
+
+def test_queries_of_other_interaction_layers_are_refused(tmp_path):
+    save_own(tmp_path / 'own.pth', LAYERS.format('[-1]'), carry=False)
+    model = make_vit(tmp_path / 'own.pth', carry=False)
+    found = r'interaction_layers=\(1,\), but backbone.interaction_layers=\(0, 1\)'
+    with pytest.raises(ValueError, match=found):
+        model.init_weights()
+
+
+@pytest.mark.parametrize(
+    'config',
+    [
+        LAYERS.format('(-1, 0)'),
+        'model = dict(backbone=dict(num_queries=0, interaction_layers=(1,)))',
+        'model = dict(type="Other")',
+        'import os',
+    ],
+    ids=['same', 'no queries', 'no backbone', 'not plain'],
+)
+def test_layers_that_are_the_same_or_are_not_told_are_taken(tmp_path, config):
+    state = save_own(tmp_path / 'own.pth', config)
+    model = make_vit(tmp_path / 'own.pth')
     model.init_weights()
-    for name, value in source.state_dict().items():
-        assert torch.equal(model.state_dict()[name], value), name
+    assert torch.equal(model.queries, state['backbone.queries'])
+
+
+def test_a_plain_vit_takes_the_blocks_of_any_interaction_layers(tmp_path):
+    save_own(tmp_path / 'own.pth', LAYERS.format('(1,)'))
+    make_vit(tmp_path / 'own.pth', num_queries=0).init_weights()
+
+
+def test_layers_that_a_config_leaves_out_are_the_default_ones(tmp_path):
+    config = LAYERS.partition(', inter')[0] + '))'
+    deep = dict(arch=dict(ARCH, num_layers=12), interaction_layers=(0, 1))
+    save_own(tmp_path / 'own.pth', config, **deep)
+    with pytest.raises(
+        ValueError, match=r'trained with interaction_layers=\(2, 5, 8, 11\)'
+    ):
+        make_vit(tmp_path / 'own.pth', **deep).init_weights()
 
 
 @pytest.mark.parametrize(
