@@ -42,7 +42,9 @@ class RandomTeacher(TeacherWrapper):
 
 
 def _leaves(teacher: FrozenTeacher) -> list[FrozenTeacher]:
-    """The teacher, or those inside of an ensemble."""
+    """The teacher that has the network, or those inside of an ensemble."""
+    while isinstance(teacher, TeacherWrapper):  # it has but the name of a network
+        teacher = teacher.inner
     inner = getattr(teacher, 'teachers', None)
     return [teacher] if inner is None else [x for one in inner for x in _leaves(one)]
 

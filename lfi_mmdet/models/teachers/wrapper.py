@@ -91,6 +91,10 @@ class TeacherWrapper(FrozenTeacher):
         """Whether the teacher inside has relations."""
         return self._inner.has_relations
 
+    def freeze(self, network: nn.Module) -> None:
+        """Let the teacher inside take over a network, and note its fingerprint."""
+        self._inner.freeze(network)
+
     def encode_texts(self, class_names: Sequence[str]) -> None:
         """Let the teacher inside encode its texts."""
         self._inner.encode_texts(class_names)

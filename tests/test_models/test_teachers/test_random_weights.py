@@ -97,6 +97,18 @@ def test_each_of_several_teachers_is_shuffled(inner):
     teacher.verify()
 
 
+@pytest.mark.parametrize('between', ['ShuffledTeacher', 'UniformTeacher'])
+def test_another_control_may_stand_between_it_and_the_network(inner, between):
+    named = dict(inner, class_names=list(CLASSES))
+    teacher = RandomTeacher(dict(type=between, teacher=named))
+    teacher.verify()
+    assert teacher.weights_hash() == RandomTeacher(named).weights_hash()
+    assert 'network' not in vars(teacher.inner)  # it is that of the teacher inside
+    next(teacher.network.parameters()).data += 1
+    with pytest.raises(RuntimeError, match='changed after they were loaded'):
+        teacher.verify()
+
+
 def test_what_has_no_weights_cannot_be_random(inner):
     with pytest.raises(ValueError, match="'GroundTruthTeacher' has no network whose"):
         RandomTeacher(dict(type='GroundTruthTeacher'))

@@ -77,6 +77,15 @@ def test_the_teacher_inside_follows_the_student_and_is_verified(control):
         other.verify()
 
 
+def test_the_teacher_inside_takes_over_a_network_and_notes_its_weights(control):
+    teacher = control()
+    before, network = teacher.weights_hash(), copy.deepcopy(teacher.network)
+    next(network.parameters()).data += 1
+    teacher.freeze(network)
+    assert teacher.inner.network is network and teacher.weights_hash() != before
+    teacher.verify()
+
+
 def test_it_tells_about_itself_what_the_teacher_inside_does(control):
     teacher, plain = control(class_names=None), BrightnessTeacher(class_names=None)
     with pytest.raises(RuntimeError, match='has no texts yet'):
