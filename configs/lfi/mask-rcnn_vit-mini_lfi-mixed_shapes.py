@@ -15,6 +15,7 @@ model = dict(
     ),
     # without labels, captions say which classes an image shows
     teacher=dict(present='captions'),
+    sup_labels=True,
     unsup_weight=1.0,
 )
 pack = dict(type='PackDetInputs', meta_keys=meta_keys)

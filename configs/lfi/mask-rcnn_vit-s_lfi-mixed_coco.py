@@ -16,6 +16,7 @@ model = dict(
     ),
     # without labels, its own score says which classes an image shows
     teacher=dict(present='teacher'),
+    sup_labels=True,
     unsup_weight=1.0,
 )
 train_pipeline = [

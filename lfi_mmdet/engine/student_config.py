@@ -85,7 +85,7 @@ def student_config(cfg: Config) -> Config:
         cfg.custom_hooks = [h for h in cfg.custom_hooks if not _is_ema(h)]
     queries = keeps_queries(cfg)
     without_teacher(cfg)
-    for name in ('sup_weight', 'unsup_weight'):  # of mixed batches
+    for name in ('sup_weight', 'unsup_weight', 'sup_labels'):  # of mixed batches
         cfg.model.pop(name, None)
     inner = (cfg.model.get('data_preprocessor') or {}).get('data_preprocessor')
     if inner is not None:

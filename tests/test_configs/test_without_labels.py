@@ -86,6 +86,7 @@ def test_a_mixed_batch_has_labels_in_one_branch_and_none_in_the_other(path):
         assert last.type == 'MultiBranch' and branch in last
         assert list(last.branch_field) == ['sup', 'unsup']
     assert cfg.model.teacher.present in ('teacher', 'captions')
+    assert cfg.model.sup_labels is True  # what is known of them is used, as in way A
     loader = cfg.train_dataloader
     assert loader.batch_size == loader.sampler.batch_size
     assert sum(loader.sampler.source_ratio) == loader.batch_size
@@ -115,4 +116,4 @@ def test_mixed_batches_are_as_many_and_have_as_many_labels_as_the_twins(mixed, t
 def test_a_student_of_mixed_batches_is_deployed_with_a_plain_preprocessor(path):
     cfg = student_config(Config.fromfile(path))
     assert cfg.model.data_preprocessor.type == 'DetDataPreprocessor'
-    assert 'unsup_weight' not in cfg.model
+    assert not {'unsup_weight', 'sup_weight', 'sup_labels'} & set(cfg.model)

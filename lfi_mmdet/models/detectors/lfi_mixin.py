@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from mmdet.models.utils import rename_loss_dict, reweight_loss_dict
@@ -9,6 +10,8 @@ from mmdet.structures import SampleList
 from torch import Tensor
 
 from lfi_mmdet.models.distillers import TeacherMixin
+from lfi_mmdet.models.teachers import CachedTeacher
+from lfi_mmdet.models.teachers.wrapper import innermost, present_by_labels
 from lfi_mmdet.structures import InteractionTargets, InteractionTrace
 
 from .regions import region_head
@@ -33,7 +36,8 @@ class LFIMixin(TeacherMixin, Detector):
     Batches may mix images with labels and images without, as mmdet's semi-supervised
     detectors take them (``MultiBranchDataPreprocessor``, branches ``'sup'`` and
     ``'unsup'``). Images without labels run through the backbone only and feel nothing
-    but the distillation.
+    but the distillation. A loss on regions (:class:`ViLDLoss`) runs neck, RPN and box
+    head on them as well; neck and box head then feel it too.
 
     Args:
         teacher: Config of a :class:`FrozenTeacher`; None trains the student alone.
@@ -42,6 +46,8 @@ class LFIMixin(TeacherMixin, Detector):
             batch; at 0 they are spared the teacher, and feel their labels only.
         unsup_weight: Weight of the distillation on images without labels; its losses
             are logged as ``unsup_loss_*``.
+        sup_labels: On the images with labels of a mixed batch, labels say which texts
+            are present. Otherwise the teacher's ``present`` does so on all images.
         *args: For the detector.
         **kwargs: For the detector.
     """
@@ -53,6 +59,7 @@ class LFIMixin(TeacherMixin, Detector):
         distiller: dict | None = None,
         sup_weight: float = 1.0,
         unsup_weight: float = 1.0,
+        sup_labels: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -64,7 +71,16 @@ class LFIMixin(TeacherMixin, Detector):
                 'images without labels, leave them out of the dataset'
             )
         self.sup_weight, self.unsup_weight = sup_weight, unsup_weight
+        self.sup_labels = sup_labels
         self.attach_teacher(teacher, distiller, region_head(self), last_output=-1)
+        if sup_labels and self.teacher is not None:
+            parts = innermost(self.teacher)
+            if any(isinstance(part, CachedTeacher) for part in parts):
+                raise ValueError(
+                    'model.sup_labels=True does not go with CachedTeacher, whose texts '
+                    'are chosen in the data loader: set `present` of LoadCachedTargets '
+                    'in the pipeline of each branch'
+                )
 
     # -- mmdet's triad ----------------------------------------------------------------
     def loss(
@@ -108,7 +124,8 @@ class LFIMixin(TeacherMixin, Detector):
         if self.distiller is None or self.sup_weight == 0:
             losses = self._detection_loss(images, labelled)
         else:
-            losses, trace, targets = self.loss_with_interactions(images, labelled)
+            with self._labelled_presence():
+                losses, trace, targets = self.loss_with_interactions(images, labelled)
             distilled = self.compare(trace, targets, labelled)
             losses.update(reweight_loss_dict(distilled, self.sup_weight))
         if self.distiller is not None:
@@ -127,6 +144,13 @@ class LFIMixin(TeacherMixin, Detector):
         with self.backbone.interactions(shapes, record=record) as trace:
             losses = super().loss(batch_inputs, batch_data_samples)
         return losses, trace, targets
+
+    def _labelled_presence(self) -> AbstractContextManager:
+        """The rule by which texts are present in the labelled images of a mix."""
+        if not self.sup_labels:
+            return nullcontext()
+        assert self.teacher is not None
+        return present_by_labels(self.teacher)
 
     def _detection_loss(
         self, batch_inputs: Tensor, batch_data_samples: SampleList

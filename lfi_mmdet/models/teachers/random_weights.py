@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from .base import FrozenTeacher
-from .wrapper import TeacherWrapper
+from .wrapper import TeacherWrapper, innermost
 
 
 @MODELS.register_module()
@@ -37,16 +37,8 @@ class RandomTeacher(TeacherWrapper):
             raise ValueError(f'teacher.seed={seed} is negative')
         super().__init__(teacher)
         self.seed = seed
-        for one in _leaves(self.inner):
+        for one in innermost(self.inner):
             _randomise(one, seed)
-
-
-def _leaves(teacher: FrozenTeacher) -> list[FrozenTeacher]:
-    """The teacher that has the network, or those inside of an ensemble."""
-    while isinstance(teacher, TeacherWrapper):  # it has but the name of a network
-        teacher = teacher.inner
-    inner = getattr(teacher, 'teachers', None)
-    return [teacher] if inner is None else [x for one in inner for x in _leaves(one)]
 
 
 def _randomise(teacher: FrozenTeacher, seed: int) -> None:

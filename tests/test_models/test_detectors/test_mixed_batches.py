@@ -8,6 +8,7 @@ from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 
+from tests.stores import some_record, write_store
 from tests.test_models.test_detectors.test_contracts import (
     batch,
     detector_cfg,
@@ -129,6 +130,30 @@ def test_weights_scale_the_distillation_of_their_branch():
         assert other[name] == pytest.approx(
             [factor * v for v in value] if isinstance(value, list) else factor * value
         )
+
+
+@pytest.mark.parametrize('several', [False, True])
+def test_labels_may_say_what_labelled_images_show_and_only_these(several):
+    def inside(**changes):
+        teacher = dict(TEACHER, **changes)
+        return dict(type='EnsembleTeacher', teachers=[teacher]) if several else teacher
+
+    mixed, labelled, _ = both()
+    torch.manual_seed(2)
+    model = build(teacher=inside(), sup_labels=True)
+    sup, unsup = parted(losses_of(model, mixed))
+    torch.manual_seed(2)
+    by_rule = parted(losses_of(build(teacher=inside()), mixed))
+    torch.manual_seed(2)
+    by_labels = build(mixed=False, teacher=inside(present='ground_truth'))
+    assert values(sup) == values(losses_of(by_labels, labelled)) != values(by_rule[0])
+    assert values(unsup) == values(by_rule[1])
+
+
+def test_stored_targets_cannot_be_asked_by_labels(tmp_path):
+    cached = dict(type='CachedTeacher', store=write_store(tmp_path, {1: some_record()}))
+    with pytest.raises(ValueError, match='sup_labels=True does not go with CachedT'):
+        build(teacher=cached, sup_labels=True)
 
 
 def test_labelled_images_may_be_spared_the_teacher():
