@@ -220,7 +220,9 @@ def test_mgd_generates_the_teacher_from_what_is_not_masked(monkeypatch):
 
 def test_mgd_masks_the_stated_share_of_places_anew_each_time():
     loss, seen = passing_mgd(), []
-    loss.generation.register_forward_pre_hook(lambda m, args: seen.append(args[0] != 0))
+    loss.generation[0].register_forward_pre_hook(
+        lambda m, args: seen.append(args[0] != 0)
+    )
     features = torch.ones(4, 1, 50, 50, dtype=torch.float64)
     pair = DensePair(features, features, torch.ones(4, 50, 50, dtype=torch.bool))
     loss(pair), loss(pair)
@@ -303,23 +305,39 @@ def test_gradients_reach_the_student_and_every_parameter(kind):
         assert torch.isfinite(parameter.grad).all(), name
 
 
+def test_what_lies_on_padding_is_0_on_both_sides():
+    """So a loss has to leave out a place only where 0 would count."""
+    pair = random_pair()
+    padding = ~pair.valid[:, None].expand_as(pair.student)
+    assert pair.student[padding].eq(0).all() and pair.teacher[padding].eq(0).all()
+    assert pair.student[~padding].ne(0).all() and pair.teacher[~padding].ne(0).all()
+
+
+#: What makes a loss on a larger batch comparable: all its places drawn, none masked at
+#: random, and no cells, which are parts of the padded batch
+WHOLE = {
+    TRGLoss: dict(tokens_per_image=100),
+    MGDLoss: dict(mask_ratio=0.0),
+    RKDLoss: dict(cells=1),
+}
+
+
 @pytest.mark.parametrize('kind', ALL)
-def test_what_lies_on_padding_does_not_matter(kind):
-    loss, values = built(kind), []
-    for filler in (0.0, BEYOND, -BEYOND):
-        pair = random_pair()
-        padding = ~pair.valid[:, None]
-        pair = DensePair(
-            pair.student.masked_fill(padding, filler),
-            pair.teacher.masked_fill(padding, 2 * filler),
-            pair.valid,
-            pair.class_embeds,
-            pair.boxes,
-            pair.logits,
-        )
-        torch.manual_seed(2)
-        values.append(loss(pair).item())
-    assert values[0] == values[1] == values[2]
+@pytest.mark.parametrize('rows, columns', [(1, 0), (0, 1), (3, 2)])
+def test_more_padding_changes_nothing(kind, rows, columns):
+    """The align convolution, for one, makes its bias of the 0 on padding."""
+    loss = built(lambda: kind(**WHOLE.get(kind, {})))
+    for name, parameter in loss.named_parameters():
+        if name.endswith('bias'):
+            torch.nn.init.constant_(parameter, 3.0)
+    pair = random_pair()
+    sides = ((pair.student, BEYOND), (pair.teacher, -BEYOND), (pair.valid, False))
+    margin = (0, columns, 0, rows)
+    larger = DensePair(
+        *(torch.nn.functional.pad(side, margin, value=fill) for side, fill in sides),
+        pair.class_embeds, pair.boxes, pair.logits,
+    )  # fmt: skip
+    assert loss(larger).item() == pytest.approx(loss(pair).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize('kind', [CWDLoss, RKDLoss, AttentionTransferLoss, FitNetLoss])

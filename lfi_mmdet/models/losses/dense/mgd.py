@@ -60,6 +60,9 @@ class MGDLoss(DenseLoss):
         """See :meth:`DenseLoss.forward`."""
         shown = torch.rand(pair.valid.shape, device=pair.valid.device)
         shown = (shown >= self.mask_ratio) & pair.valid
-        generated = self.generation(self.align(pair.student) * shown[:, None])
+        first, rectify, second = self.generation
+        hidden = rectify(first(self.align(pair.student) * shown[:, None]))
+        # 0 as beyond the border of a batch, or padding would reach into the image
+        generated = second(hidden * pair.valid[:, None])
         error = (generated - self.target(pair)).square()
         return self.loss_weight * mean_over_places(error, pair.valid)
