@@ -15,6 +15,7 @@ FINE_TUNING = {
     'mask-rcnn_vit-s_lfi-pretrained_coco.py': 'vit-s_lfi_coco.py',
     'mask-rcnn_vit-s_lfi-pretrained-joint_coco.py': 'vit-s_lfi_coco.py',
     'mask-rcnn_vit-mini_lfi-pretrained_shapes.py': 'vit-mini_lfi_shapes.py',
+    'mask-rcnn_vit-mini_lfi-pretrained-joint_shapes.py': 'vit-mini_lfi_shapes.py',
 }
 
 
