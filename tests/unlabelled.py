@@ -53,17 +53,32 @@ class TinyConvTeacher(FrozenTeacher):
         )
 
 
-def write_unlabelled(root: Path, num_images: int = 4, **kwargs: int) -> Path:
+def write_unlabelled(
+    root: Path, num_images: int = 4, categories: bool = True, **kwargs: int
+) -> Path:
     """Write images as :func:`write_tiny_coco` does, and list them without labels.
 
+    Args:
+        root: Folder.
+        num_images: Number of images.
+        categories: Whether the classes are listed. Without them the file has what
+            COCO's ``image_info_unlabeled2017.json`` is sure to have.
+        **kwargs: For :func:`write_tiny_coco`.
+
     Returns:
-        ``unlabelled.json``, in the form of COCO's ``image_info_unlabeled2017.json``.
+        ``unlabelled.json``.
     """
     path = write_tiny_coco(root, num_images, split='unlabelled', **kwargs)
     content = json.loads(path.read_text())
     for image in content['images']:
         image['id'] += 100  # no id of a labelled image
     del content['annotations']
+    if not categories:
+        del content['categories']
+        content['info'] = dict(description='COCO 2017 Dataset', version='1.0')
+        content['licenses'] = [dict(id=4, name='Attribution License', url='')]
+        for image in content['images']:
+            image.update(license=4, coco_url='', date_captured='', flickr_url='')
     path.write_text(json.dumps(content))
     return path
 

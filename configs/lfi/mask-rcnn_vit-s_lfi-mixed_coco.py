@@ -51,7 +51,7 @@ train_dataloader = dict(
                 pipeline=train_pipeline,
             ),
             dict(
-                type=_base_.dataset_type,
+                type='UnlabeledCocoDataset',  # the file need not have categories
                 data_root=_base_.data_root,
                 ann_file='annotations/image_info_unlabeled2017.json',
                 data_prefix=dict(img='unlabeled2017/'),

@@ -28,7 +28,7 @@ train_dataloader = dict(
                 pipeline=train_pipeline,
             ),
             dict(
-                type=dataset_type,
+                type='UnlabeledCocoDataset',  # the file need not have categories
                 data_root=data_root,
                 ann_file='annotations/image_info_unlabeled2017.json',
                 data_prefix=dict(img='unlabeled2017/'),

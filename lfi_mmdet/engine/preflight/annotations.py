@@ -43,12 +43,13 @@ def check_file(path: str, key: str) -> None:
         raise InputError(f'{key}: {path} is empty (0 bytes)')
 
 
-def load_coco(path: str, key: str) -> dict[str, Any] | None:
+def load_coco(path: str, key: str, categories: bool = True) -> dict[str, Any] | None:
     """Check a COCO annotation file and parse it unless it is large.
 
     Args:
         path: Local file.
         key: Where the config names it, for messages.
+        categories: Whether it has to list categories.
 
     Returns:
         Its content; None for a file above :data:`WHOLE_FILE_LIMIT`, of which only the
@@ -72,7 +73,7 @@ def load_coco(path: str, key: str) -> dict[str, Any] | None:
         raise InputError(f'{key}: {path} is no JSON, or was cut off: {error}') from None
     lacks = [
         name
-        for name in _NEEDED
+        for name in (_NEEDED if categories else _NEEDED[:1])
         if not isinstance(content, dict) or not isinstance(content.get(name), list)
     ]
     if lacks:

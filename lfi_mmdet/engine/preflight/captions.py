@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from .annotations import some
-from .configs import is_local, lists_plain_coco
+from .configs import is_local, lists_plain_coco, needs_categories
 from .errors import InputError
 
 _SHOWN = 3
@@ -84,7 +84,7 @@ def _listed_ids(dataset: Any) -> Sequence | None:
     The list is cut out of the file: parsing the annotations of COCO once more would
     take longer than mmdet did.
     """
-    if not lists_plain_coco(type(dataset)):
+    if needs_categories(type(dataset)) and not lists_plain_coco(type(dataset)):
         return None
     path = dataset.ann_file
     if not is_local(path, getattr(dataset, 'backend_args', None)):

@@ -102,6 +102,11 @@ def lists_plain_coco(dataset_type: Any) -> bool:
     )
 
 
+def needs_categories(dataset_type: Any) -> bool:
+    """Whether a dataset class reads more of a COCO file than its images."""
+    return getattr(dataset_type, 'NEEDS_CATEGORIES', True)
+
+
 def iter_datasets(dataset: Any, key: str) -> Iterator[tuple[str, Any]]:
     """Find the datasets inside of wrappers (repeat, concatenate, balance, mix).
 
@@ -130,8 +135,14 @@ def _check_dataset(dataset: dict, key: str) -> None:
     if not issubclass(dataset_type, CocoDataset):
         check_file(ann_file, f'{key}.ann_file')
         return
-    content = load_coco(ann_file, f'{key}.ann_file')
-    if lists_plain_coco(dataset_type):
+    needed = needs_categories(dataset_type)
+    content = load_coco(ann_file, f'{key}.ann_file', needed)
+    if not needed:
+        if content is not None:
+            images = dict(images=content['images'])
+            check_entries(images, f'{key}.ann_file', ann_file)
+        _check_image_files(dataset, content, key, ann_file)
+    elif lists_plain_coco(dataset_type):
         classes = _classes(dataset, dataset_type, key)
         _check_plain_coco(dataset, content, classes, key, ann_file)
 
@@ -147,6 +158,23 @@ def _check_plain_coco(
         categories = content['categories']
     if classes is not None:
         check_classes(classes, categories, key, ann_file)
+    _check_image_files(dataset, content, key, ann_file)
+    if content is None:
+        return
+    unlabelled = dataset.get('pipeline') and not _loads(dataset, 'LoadAnnotations')
+    if classes is not None and not dataset.get('test_mode', False) and not unlabelled:
+        ids = {c['id'] for c in categories if c['name'] in set(classes)}
+        if not any(a['category_id'] in ids for a in content.get('annotations', [])):
+            raise InputError(
+                f'{key}.ann_file: {ann_file} has no annotation of any class of the '
+                'dataset; there is nothing to train on'
+            )
+
+
+def _check_image_files(
+    dataset: dict, content: dict | None, key: str, ann_file: str
+) -> None:
+    """Check that there is a folder and, if they are known, the images in it."""
     prefix = (dataset.get('data_prefix') or {}).get('img')
     if prefix is None:
         raise InputError(
@@ -161,14 +189,6 @@ def _check_plain_coco(
         return
     paths = [os.path.join(folder, image['file_name']) for image in content['images']]
     check_images(paths, f'{key}.data_prefix.img', ann_file)
-    unlabelled = dataset.get('pipeline') and not _loads(dataset, 'LoadAnnotations')
-    if classes is not None and not dataset.get('test_mode', False) and not unlabelled:
-        ids = {c['id'] for c in categories if c['name'] in set(classes)}
-        if not any(a['category_id'] in ids for a in content.get('annotations', [])):
-            raise InputError(
-                f'{key}.ann_file: {ann_file} has no annotation of any class of the '
-                'dataset; there is nothing to train on'
-            )
 
 
 def _check_evaluator(path: str, split: str, dataset: dict) -> None:

@@ -1,0 +1,63 @@
+"""Images of a COCO file that need no labels, and no list of classes either."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmdet.datasets import CocoDataset
+from mmdet.registry import DATASETS
+from mmengine.fileio import get_local_path, load
+
+from lfi_mmdet.engine.preflight.annotations import check_entries, some
+from lfi_mmdet.engine.preflight.errors import InputError
+
+
+@DATASETS.register_module()
+class UnlabeledCocoDataset(CocoDataset):
+    """Lists the images of a COCO file and nothing else of it.
+
+    ``CocoDataset`` needs the categories of a file even if it has no annotations, and
+    files of images alone, as COCO's ``image_info_unlabeled2017.json``, may lack them.
+    Here classes are those of ``metainfo``, as of the labelled images: COCO's by
+    default. Annotations are ignored if there are any. Of ``filter_cfg`` only
+    ``min_size`` makes sense: ``filter_empty_gt`` leaves no image.
+    """
+
+    #: Read by the checks before a run
+    NEEDS_CATEGORIES = False
+
+    def load_data_list(self) -> list[dict]:
+        """List the images, each without instances.
+
+        Raises:
+            InputError: If the file lists no images, an image lacks what is read of it,
+                or the file has categories, but not all classes among them.
+        """
+        with get_local_path(self.ann_file, backend_args=self.backend_args) as path:
+            content = load(path, file_format='json')
+        images = content.get('images') if isinstance(content, dict) else None
+        if not isinstance(images, list):
+            raise InputError(
+                f'ann_file: {self.ann_file} is no COCO file; it lacks a list of images'
+            )
+        # annotations are not read, so they need not be of any form
+        check_entries(dict(images=images), 'ann_file', self.ann_file)
+        self._check_classes(content.get('categories') or [])
+        self.cat_ids: list[int] = []
+        self.cat2label: dict[int, int] = {}
+        self.cat_img_map: dict[int, list[int]] = {}
+        return [
+            self.parse_data_info(
+                dict(raw_img_info=dict(image, img_id=image['id']), raw_ann_info=[])
+            )
+            for image in images
+        ]
+
+    def _check_classes(self, categories: list[dict[str, Any]]) -> None:
+        names = [category.get('name') for category in categories]
+        absent = [name for name in self.metainfo['classes'] if name not in names]
+        if names and absent:
+            raise InputError(
+                f'metainfo.classes: {self.ann_file} has no {some(absent)}; its '
+                f'categories are {some(names)}'
+            )
