@@ -7,7 +7,7 @@ REQS := $(wildcard requirements/*.txt)
 MM_REQS ?= requirements/openmmlab.txt
 STAMP := $(VENV)/.installed
 # a process of tests per core; four need about 8 GB
-WORKERS ?= -n auto --maxprocesses 4 --dist worksteal
+TEST_WORKERS ?= -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: help setup
 help:  ## Show this text
@@ -40,7 +40,7 @@ study-smoke: setup  ## Run a reduced study and make its report (a minute or two)
 
 test: setup  ## Lint and run all tests
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(TEST_WORKERS) $(PYTEST_ARGS)
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -49,7 +49,7 @@ lint: setup  ## ruff and mypy
 
 test-forks:  ## The tests on the onedl-mm* forks, in an environment of their own
 	$(MAKE) VENV=.venv-forks MM_REQS=requirements/openmmlab-forks.txt setup
-	.venv-forks/bin/python -m pytest $(WORKERS) $(PYTEST_ARGS)
+	.venv-forks/bin/python -m pytest $(TEST_WORKERS) $(PYTEST_ARGS)
 
 clean:  ## Remove what the demo wrote
 	rm -rf demo_output
