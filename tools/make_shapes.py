@@ -59,6 +59,13 @@ def build_parser() -> argparse.ArgumentParser:
         help='how much distracts from the objects, 0 to 1',
     )
     parser.add_argument(
+        '--unlabeled-domains',
+        type=lambda text: text.split(','),
+        default=[],
+        help='styles, joined by commas, with which images without labels take turns '
+        '(default: that of --domain)',
+    )
+    parser.add_argument(
         '--typical-colours',
         type=float,
         default=defaults.typical_colours,
@@ -119,6 +126,7 @@ def main(argv: list[str] | None = None) -> int:
             unlabeled=args.unlabeled,
             seed=args.seed,
             config=config,
+            unlabeled_domains=args.unlabeled_domains,
             workers=args.workers,
             overwrite=args.overwrite,
             progress=True,

@@ -56,6 +56,25 @@ def test_other_seeds_give_other_images(dataset, tmp_path):
     assert not ours & {p.read_bytes() for p in (tmp_path / 'other/train').iterdir()}
 
 
+def test_images_without_labels_take_turns_with_domains(dataset, tmp_path):
+    out, kinds = tmp_path / 'mixed', ['line', 'photo']
+    arguments = dict(COUNTS, seed=3, config=SMALL)
+    assert generate_dataset(out, **arguments, unlabeled_domains=kinds)
+    mixed, plain = file_bytes(out), file_bytes(dataset)
+    assert {name for name in plain if mixed[name] != plain[name]} == {
+        'dataset.json',
+        'annotations/captions_unlabeled.json',
+        'unlabeled/000003000000.png',
+        'unlabeled/000003000002.png',
+    }
+    # the same again, and not what has no such domains
+    assert not generate_dataset(out, **arguments, unlabeled_domains=kinds)
+    with pytest.raises(FileExistsError, match='unlabeled_domains .* None asked'):
+        generate_dataset(out, **arguments)
+    with pytest.raises(ValueError, match="unknown domain 'oil'"):
+        generate_dataset(tmp_path / 'x', **arguments, unlabeled_domains=['oil'])
+
+
 def test_splits_share_no_image(dataset):
     images = [p.read_bytes() for p in dataset.rglob('*.png')]
     assert len(images) == sum(COUNTS.values())

@@ -6,10 +6,10 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,14 @@ from .coco import encode_mask
 from .config import SceneConfig
 from .render import render
 from .scene import sample_scene
+from .styles import check_domain
 
 GENERATOR = 'lfi_mmdet.datasets.shapes'
 # Raise it with every change that moves a pixel or a word
 GENERATOR_VERSION = 1
 SPLITS = ('train', 'val', 'unlabeled')
+# In the card only if it was asked for
+_DOMAINS = 'unlabeled_domains'
 CARD_FILE, PREVIEW_FILE = 'dataset.json', 'preview.png'
 
 # Fixed per split, so that the ids of one do not depend on the size of another
@@ -46,6 +49,13 @@ class _Job:
     indices: range
     seed: int
     config: SceneConfig
+    domains: tuple[str, ...]
+
+    def config_of(self, index: int) -> SceneConfig:
+        """That of one image; images take turns with the domains."""
+        if not self.domains:
+            return self.config
+        return replace(self.config, domain=self.domains[index % len(self.domains)])
 
 
 @dataclass
@@ -70,7 +80,7 @@ def _write_images(job: _Job) -> _Records:
     config, side = job.config, job.config.size
     records = _Records([], [], [])
     for index in job.indices:
-        scene = sample_scene(job.seed, job.split, index, config)
+        scene = sample_scene(job.seed, job.split, index, job.config_of(index))
         image_id = _FIRST_ID[job.split] + index
         first_id = image_id * _IDS_PER_IMAGE
         name = f'{image_id:012d}.png'
@@ -179,6 +189,7 @@ def _write_dataset(
                     range(start, min(start + _CHUNK, count)),
                     card['seed'],
                     config,
+                    tuple(card.get(_DOMAINS, ())) if split == 'unlabeled' else (),
                 )
                 for start in range(0, count, _CHUNK)
             ]
@@ -210,11 +221,14 @@ def _same_dataset(out: Path, card: dict[str, Any], overwrite: bool) -> bool:
             f'{out} exists and is no shapes dataset (no readable {CARD_FILE} of '
             f'{GENERATOR}); choose another folder'
         )
-    differs = [key for key in card if held.get(key) != card[key]]
+    keys = [*card, *({_DOMAINS} & held.keys() - card.keys())]
+    differs = [key for key in keys if held.get(key) != card.get(key)]
     if not differs:
         return True
     if not overwrite:
-        told = '; '.join(f'{k} {held.get(k)} there, {card[k]} asked' for k in differs)
+        told = '; '.join(
+            f'{k} {held.get(k)} there, {card.get(k)} asked' for k in differs
+        )
         raise FileExistsError(
             f'{out} holds another shapes dataset ({told}); '
             'choose another folder or overwrite it'
@@ -236,6 +250,7 @@ def generate_dataset(
     unlabeled: int = 2000,
     seed: int = 0,
     config: SceneConfig | None = None,
+    unlabeled_domains: Sequence[str] = (),
     workers: int = 1,
     overwrite: bool = False,
     progress: bool = False,
@@ -255,6 +270,8 @@ def generate_dataset(
         unlabeled (int): Images with captions only. Defaults to 2000.
         seed (int): Not negative. Defaults to 0.
         config (SceneConfig, optional): Defaults to ``SceneConfig()``.
+        unlabeled_domains (Sequence[str]): Domains with which the images without
+            labels take turns. Defaults to that of ``config`` for all.
         workers (int): Processes. Defaults to 1.
         overwrite (bool): Replace another shapes dataset. Defaults to False.
         progress (bool): Show a progress bar. Defaults to False.
@@ -278,13 +295,15 @@ def generate_dataset(
         raise ValueError(f'workers is {workers}; at least 1')
     if seed < 0:
         raise ValueError(f'seed is {seed}; it must not be negative')
-    card = dict(
+    card: dict[str, Any] = dict(
         generator=GENERATOR,
         generator_version=GENERATOR_VERSION,
         seed=seed,
         config=config.to_dict(),
         images=images,
     )
+    if unlabeled_domains:
+        card[_DOMAINS] = [check_domain(domain) for domain in unlabeled_domains]
     if _same_dataset(out, card, overwrite):
         return False
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,8 @@ from lfi_mmdet.engine.preflight import InputError, check_file
 from .hashes import file_digest, value_digest
 from .plan import Setting, label_text
 
-_NUMBERS = ('train', 'val', 'unlabeled', 'seed')
+#: Arguments of the generator beside those of a scene
+_DATASET_KEYS = ('train', 'val', 'unlabeled', 'unlabeled_domains', 'seed')
 _SCENE_KEYS = tuple(field.name for field in fields(SceneConfig))
 _CARD = 'dataset.json'
 _TRAIN_FILE = 'annotations/instances_train.json'
@@ -84,6 +85,7 @@ def prepare_data(setting: Setting, work: Path, workers: int = 1) -> SettingData:
         if 'scenes' in test:
             # as the setting's own, but for what is given, and for evaluation only
             merged = {**(setting.scenes or {}), 'train': 0, 'unlabeled': 0}
+            merged.pop('unlabeled_domains', None)
             root = _scenes({**merged, **test['scenes']}, key, work, workers)
         else:
             root = _folder(str(test.get('folder', folder)), f'{key}.folder')
@@ -209,20 +211,20 @@ def _card(folder: Path) -> Any:
 
 
 def _scenes(given: Mapping[str, Any], where: str, work: Path, workers: int) -> Path:
-    unknown = [key for key in given if key not in (*_NUMBERS, *_SCENE_KEYS)]
+    unknown = [key for key in given if key not in (*_DATASET_KEYS, *_SCENE_KEYS)]
     if unknown:
         raise InputError(
             f'{where}: {unknown} are no arguments of the generator; choose from '
-            f'{", ".join((*_NUMBERS, *_SCENE_KEYS))}'
+            f'{", ".join((*_DATASET_KEYS, *_SCENE_KEYS))}'
         )
     choices = {key: value for key, value in given.items() if key in _SCENE_KEYS}
-    numbers = {key: value for key, value in given.items() if key in _NUMBERS}
+    dataset = {key: value for key, value in given.items() if key in _DATASET_KEYS}
     if isinstance(choices.get('classes'), list):
         choices['classes'] = tuple(choices['classes'])
     try:
         config = SceneConfig(**choices)
-        out = work / 'data' / f'scenes-{value_digest([numbers, config.to_dict()])[:12]}'
-        generate_dataset(out, config=config, workers=workers, progress=True, **numbers)
+        out = work / 'data' / f'scenes-{value_digest([dataset, config.to_dict()])[:12]}'
+        generate_dataset(out, config=config, workers=workers, progress=True, **dataset)
     except (ValueError, TypeError) as error:
         raise InputError(f'{where}: {error}') from error
     return out
