@@ -20,7 +20,7 @@ class UnlabeledCocoDataset(CocoDataset):
     files of images alone, as COCO's ``image_info_unlabeled2017.json``, may lack them.
     Here classes are those of ``metainfo``, as of the labelled images: COCO's by
     default. Annotations are ignored if there are any. Of ``filter_cfg`` only
-    ``min_size`` makes sense: ``filter_empty_gt`` leaves no image.
+    ``min_size`` makes sense: ``filter_empty_gt`` leaves no image, which is refused.
     """
 
     #: Read by the checks before a run
@@ -52,6 +52,21 @@ class UnlabeledCocoDataset(CocoDataset):
             )
             for image in images
         ]
+
+    def filter_data(self) -> list[dict]:
+        """Leave out small images, as ``filter_cfg`` says.
+
+        Raises:
+            InputError: If no image is left.
+        """
+        kept = super().filter_data()
+        if not kept:
+            raise InputError(
+                f'filter_cfg={dict(self.filter_cfg or {})} leaves no image of '
+                f'{self.ann_file}, which is read without labels; choose '
+                'filter_cfg=None or a smaller min_size'
+            )
+        return kept
 
     def _check_classes(self, categories: list[dict[str, Any]]) -> None:
         names = [category.get('name') for category in categories]

@@ -150,6 +150,32 @@ def config_of_checkpoint(text: object, path: str) -> Config:
     return Config.fromstring(text, '.py')
 
 
+def stated_setting(text: object, name: str) -> Any:
+    """Value of one setting in the text of a config, of which nothing is run.
+
+    Args:
+        text: ``checkpoint['meta']['cfg']``.
+        name: The setting, e.g. ``'model'``.
+
+    Returns:
+        None if the text does not state it as constants, lists and dicts.
+    """
+    try:
+        body = ast.parse(text).body if isinstance(text, str) else []
+        values = [
+            node.value
+            for node in body
+            if isinstance(node, ast.Assign)
+            and any(getattr(target, 'id', None) == name for target in node.targets)
+        ]
+        if not values or not _states(values[-1]):
+            return None
+        code = compile(ast.Expression(values[-1]), name, 'eval')
+        return eval(code, {'__builtins__': {}, 'dict': dict})
+    except (SyntaxError, TypeError, ValueError):
+        return None
+
+
 def _states(node: ast.AST) -> bool:
     """Whether code is but ``name = value`` of constants, lists and dicts."""
     if isinstance(node, ast.Assign):

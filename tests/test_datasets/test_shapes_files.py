@@ -73,6 +73,8 @@ def test_images_without_labels_take_turns_with_domains(dataset, tmp_path):
         generate_dataset(out, **arguments)
     with pytest.raises(ValueError, match="unknown domain 'oil'"):
         generate_dataset(tmp_path / 'x', **arguments, unlabeled_domains=['oil'])
+    with pytest.raises(ValueError, match="unlabeled_domains='line' is no list"):
+        generate_dataset(tmp_path / 'x', **arguments, unlabeled_domains='line')
 
 
 def test_splits_share_no_image(dataset):

@@ -139,3 +139,10 @@ def test_our_configs_take_cocos_file_as_it_is(config):
         if 'unlabeled2017' in part.ann_file
     )
     assert part.type == UnlabeledCocoDataset.__name__
+
+
+@pytest.mark.parametrize('filter_cfg', [dict(filter_empty_gt=True), dict(min_size=999)])
+def test_a_filter_that_leaves_no_image_is_named(tmp_path, filter_cfg):
+    write_unlabelled(tmp_path, categories=False)
+    with pytest.raises(InputError, match=r'filter_cfg=.* leaves no image'):
+        build(tmp_path, filter_cfg=filter_cfg)

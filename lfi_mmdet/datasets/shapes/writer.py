@@ -302,6 +302,8 @@ def generate_dataset(
         config=config.to_dict(),
         images=images,
     )
+    if isinstance(unlabeled_domains, str):
+        raise ValueError(f'unlabeled_domains={unlabeled_domains!r} is no list of names')
     if unlabeled_domains:
         card[_DOMAINS] = [check_domain(domain) for domain in unlabeled_domains]
     if _same_dataset(out, card, overwrite):

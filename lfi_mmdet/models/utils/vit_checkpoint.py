@@ -12,7 +12,6 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from lfi_mmdet.compat.checkpoints import load_checkpoint
-from lfi_mmdet.engine.preflight.errors import InputError
 
 # mmpretrain's names -> DeiT's
 _RENAMES = (
@@ -136,7 +135,8 @@ def load_vit_checkpoint(model: nn.Module, checkpoint: str) -> None:
             + '; '.join(wrong[:4])
             + (f' and {len(wrong) - 4} more' if len(wrong) > 4 else '')
         )
-    _check_layers(model, source, checkpoint)
+    if any(_INTERACTS.match(key) for key in fitted):
+        _check_layers(model, source, checkpoint)
     model.load_state_dict(fitted, strict=False)
     dropped = [k for k in unexpected if _INTERACTS.match(k)]
     if dropped:
@@ -184,18 +184,15 @@ def _check_layers(model: nn.Module, source: dict, checkpoint: str) -> None:
     """
     own = tuple(getattr(model, 'interaction_layers', ()))
     meta = source.get('meta')
-    text = meta.get('cfg') if isinstance(meta, dict) else None
-    if not own or not text:
+    if not own or not isinstance(meta, dict):
         return
     # it imports the models, and so cannot be imported above
-    from lfi_mmdet.engine.student_config import config_of_checkpoint
+    from lfi_mmdet.engine.student_config import stated_setting
 
-    try:
-        backbone = config_of_checkpoint(text, checkpoint).model.backbone
-    except (InputError, AttributeError):
-        return  # a config that is not plain settings, or of another kind of model
-    if not backbone.get('num_queries'):
-        return
+    stated = stated_setting(meta.get('cfg'), 'model')
+    backbone = stated.get('backbone') if isinstance(stated, dict) else None
+    if not isinstance(backbone, dict) or not backbone.get('num_queries'):
+        return  # of another kind of model
     depth = len(list(model.get_submodule('blocks').children()))
     layers = backbone.get('interaction_layers')
     if layers is None:

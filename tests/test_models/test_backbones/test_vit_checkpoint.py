@@ -176,15 +176,33 @@ def test_queries_of_other_interaction_layers_are_refused(tmp_path):
         LAYERS.format('(-1, 0)'),
         'model = dict(backbone=dict(num_queries=0, interaction_layers=(1,)))',
         'model = dict(type="Other")',
+        'model = dict(backbone=None)',
         'import os',
     ],
-    ids=['same', 'no queries', 'no backbone', 'not plain'],
+    ids=['same', 'no queries', 'no backbone', 'none', 'not plain'],
 )
 def test_layers_that_are_the_same_or_are_not_told_are_taken(tmp_path, config):
     state = save_own(tmp_path / 'own.pth', config)
     model = make_vit(tmp_path / 'own.pth')
     model.init_weights()
     assert torch.equal(model.queries, state['backbone.queries'])
+
+
+def test_what_a_config_in_a_checkpoint_asks_for_is_not_imported(tmp_path):
+    imports = "custom_imports = dict(imports=['no_such_module'])\nfilename = 1\n"
+    save_own(tmp_path / 'own.pth', imports + LAYERS.format('(0, 1)'))
+    make_vit(tmp_path / 'own.pth').init_weights()
+    save_own(tmp_path / 'own.pth', imports + LAYERS.format('(1,)'), carry=False)
+    with pytest.raises(ValueError, match='was trained with interaction_layers'):
+        make_vit(tmp_path / 'own.pth', carry=False).init_weights()
+
+
+def test_layers_do_not_matter_where_no_query_is_loaded(tmp_path):
+    path = tmp_path / 'own.pth'
+    state = save_own(path, LAYERS.format('(1,)'))
+    blocks = {k: v for k, v in state.items() if 'quer' not in k and 'inter' not in k}
+    torch.save(dict(state_dict=blocks, meta=torch.load(path)['meta']), path)
+    make_vit(path).init_weights()
 
 
 def test_a_plain_vit_takes_the_blocks_of_any_interaction_layers(tmp_path):
