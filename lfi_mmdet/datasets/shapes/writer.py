@@ -221,8 +221,8 @@ def _same_dataset(out: Path, card: dict[str, Any], overwrite: bool) -> bool:
             f'{out} exists and is no shapes dataset (no readable {CARD_FILE} of '
             f'{GENERATOR}); choose another folder'
         )
-    keys = [*card, *({_DOMAINS} & held.keys() - card.keys())]
-    differs = [key for key in keys if held.get(key) != card.get(key)]
+    held.pop('instances', None)  # counted once all is drawn
+    differs = [key for key in held | card if held.get(key) != card.get(key)]
     if not differs:
         return True
     if not overwrite:
