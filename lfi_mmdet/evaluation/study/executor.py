@@ -14,6 +14,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from lfi_mmdet.compat.checkpoints import load_checkpoint
+from lfi_mmdet.engine.hooks.paired_start_hook import weights_digest
+
 from .machine import commit, machine
 from .outcome import (
     TASK_FILE,
@@ -222,9 +225,13 @@ class Executor:
             machine=machine(),
             ended=_now(),
         )
+        if task.val_interval is None and status == 'finished':
+            common['weights_sha256'] = checkpoint_digest(task.checkpoint)
+        common['fed_weights'] = self._fed_weights(task)
         lines: list[Line] = result_lines(task, status, reason, common)
         self.results.replace(
-            lines, lambda old: old.get('id') == task.id and not old.get('superseded')
+            [*self._trained_before(task), *lines],
+            lambda old: old.get('id') == task.id and not old.get('superseded'),
         )
         if status == 'finished' and task.val_interval is None:
             remove_checkpoints(task, keep=task.checkpoint)
@@ -232,6 +239,26 @@ class Executor:
             remove_checkpoints(task)
         if not self.keep_stages:
             self._remove_stages()
+
+    def _fed_weights(self, task: Task) -> dict[str, str]:
+        """Digests of the weights it started from, by the id of the stage."""
+        known = self.results.ends()
+        told = {need.id: known.get(need.id, {}) for need in task.needs}
+        return {
+            key: end['weights_sha256']
+            for key, end in told.items()
+            if end.get('weights_sha256')  # older lines do not have it
+        }
+
+    def _trained_before(self, task: Task) -> list[Line]:
+        """Lines of a stage that had ended and was needed again, marked as replaced."""
+        if task.val_interval is not None:
+            return []
+        return [
+            dict(line, superseded=True)
+            for line in self.results.read()
+            if line.get('id') == task.id and not line.get('superseded')
+        ]
 
     def _remove_stages(self) -> None:
         known = self.results.ends()
@@ -252,6 +279,12 @@ class Executor:
         names = ', '.join(task.id for task in running)
         bar.set_postfix_str(f'{len(waiting)} waiting; {names}', refresh=False)
         bar.refresh()
+
+
+def checkpoint_digest(path: Path) -> str:
+    """SHA-256 of the weights in a checkpoint, not of what else it holds."""
+    content = load_checkpoint(str(path))
+    return weights_digest(content.get('state_dict', content))
 
 
 def remove_checkpoints(task: Task, keep: Path | None = None) -> None:

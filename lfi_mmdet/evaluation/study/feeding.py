@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmengine.config import Config
@@ -49,9 +49,16 @@ def feed(cfg: Config, arm: Arm, checkpoints: Sequence[str]) -> list[str]:
 
 def _initial(cfg: Config) -> list[Any]:
     """Checkpoints that options start parts of the model from, the teacher left out."""
-    parts = [cfg.model, *student_config(cfg.model).values()]
-    inits = [part.get('init_cfg') for part in parts if isinstance(part, Mapping)]
-    return [
-        cfg.get('load_from'),
-        *(init.get('checkpoint') for init in inits if isinstance(init, Mapping)),
-    ]
+    return [cfg.get('load_from'), *_named(student_config(cfg.model))]
+
+
+def _named(part: Any, inside: bool = False) -> Iterator[Any]:
+    """Checkpoints of every ``init_cfg``, however deep it lies."""
+    if isinstance(part, Mapping):
+        if inside:
+            yield part.get('checkpoint')
+        for key, value in part.items():
+            yield from _named(value, inside or key == 'init_cfg')
+    elif isinstance(part, list | tuple):
+        for value in part:
+            yield from _named(value, inside)

@@ -68,6 +68,12 @@ class StudyResults:
     stages: dict[str, Line]
     left_out: list[str] = field(default_factory=list)
 
+    def fed_by_another(self, run: Run) -> list[str]:
+        """Stages that were trained again since, to other weights than it was fed."""
+        fed = run.line.get('fed_weights') or {}
+        now = {key: self.stages.get(key, {}).get('weights_sha256') for key in fed}
+        return [key for key in fed if now[key] not in (None, fed[key])]
+
     def planned_seeds(self, setting: str, arm: str) -> list[int]:
         """Seeds that an arm is to be run with, without those for selection."""
         selection = set(self.plan['selection_seeds'])

@@ -331,6 +331,12 @@ class Summary:
         kept = {(run.line['start_weights'] or {}).get('kept', 0) for run in ended}
         if kept - {0}:
             notes.append(f'{max(kept)} tensors start from its pre-training')
+        for run in ended:
+            notes += [
+                f'seed {run.line["seed"]} was fed by an earlier training of {stage}, '
+                'which ended with other weights than the present one'
+                for stage in self.results.fed_by_another(run)
+            ]
         return notes
 
 

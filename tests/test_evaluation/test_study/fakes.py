@@ -1,5 +1,6 @@
 """Trainings without training: a program that leaves what tools/train.py leaves."""
 
+import io
 import json
 import multiprocessing
 import signal
@@ -7,13 +8,20 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
 from lfi_mmdet.evaluation.study.executor import Executor
 from lfi_mmdet.evaluation.study.results import Results
 from lfi_mmdet.evaluation.study.tasks import Task
 
 ONE = [dict(OMP_NUM_THREADS='1')]
 
-TRAINER = '''
+_stream = io.BytesIO()
+torch.save(dict(state_dict={'backbone.weight': torch.ones(1)}), _stream)
+
+TRAINER = (
+    f'CHECKPOINT = {_stream.getvalue()!r}'
+    + '''
 import json, os, signal, sys, time
 from pathlib import Path
 config, folder = Path(sys.argv[1]), Path(sys.argv[3])
@@ -73,7 +81,7 @@ for step in range(start + 1, told['iterations'] + 1):
         path = folder / f'iter_{step}.pth'
         path.write_text('half')
         once(f'write{step}')
-        path.write_text('whole')
+        path.write_bytes(CHECKPOINT)
         (folder / 'last_checkpoint').write_text(str(path))
         once(f'saved{step}')
         if told['evaluates']:
@@ -83,6 +91,7 @@ for step in range(start + 1, told['iterations'] + 1):
 record(True, told['iterations'])
 once('end')
 '''
+)
 
 
 def fake_task(

@@ -8,7 +8,9 @@ import threading
 import time
 
 import pytest
+import torch
 
+from lfi_mmdet.engine.hooks.paired_start_hook import weights_digest
 from lfi_mmdet.evaluation.study import executor as executor_module
 from lfi_mmdet.evaluation.study.executor import Stopped, slots
 from lfi_mmdet.evaluation.study.process import Busy, end_leftovers, lock
@@ -155,6 +157,19 @@ def test_a_stage_runs_once_before_all_that_need_it_and_is_cleared_away(tmp_path)
     executor(tmp_path, stage, *users, late).run(three)
     assert diary(stage).count('start 0') == 2
     check_complete(tmp_path, late)
+    ends = [line for line in lines(tmp_path) if line['id'] == stage.id]
+    assert [line.get('superseded', False) for line in ends] == [True, False]
+
+
+def test_lines_tell_by_which_weights_a_run_was_fed(tmp_path):
+    stage = fake_task(tmp_path, 'stages/pre/seed0', stage=True)
+    user, other = fake_task(tmp_path, 's/a/seed0', needs=(stage,)), fake_task(tmp_path)
+    executor(tmp_path, stage, user, other).run(ONE)
+    digest = weights_digest({'backbone.weight': torch.ones(1)})
+    ends = {line['id']: line for line in lines(tmp_path) if line.get('final')}
+    assert ends[stage.id]['weights_sha256'] == digest
+    assert ends[user.id]['fed_weights'] == {stage.id: digest}
+    assert ends[other.id]['fed_weights'] == {}
 
 
 def test_a_stage_that_diverges_takes_its_runs_along(tmp_path):

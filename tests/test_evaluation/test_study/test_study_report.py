@@ -107,6 +107,26 @@ def test_what_the_study_allows_is_taken_and_noted(tmp_path, flag, changes):
     assert 'of its own' in found['settings']['s']['arms']['lfi']['notes'][0]
 
 
+@pytest.mark.parametrize(
+    ('fed', 'told'), [({'stages/pre': 'a'}, 1), ({'stages/pre': 'b'}, 0), ({}, 0)]
+)
+def test_a_run_fed_by_weights_that_no_stage_has_any_more_is_named(tmp_path, fed, told):
+    def stage(weights, **changes):
+        line = run('lfi', 0, {}, kind='stage', id='stages/pre', **changes)[-1]
+        return dict(line, final=True, weights_sha256=weights)
+
+    found = report(
+        tmp_path,
+        plan(),
+        stage('a', superseded=True),
+        stage('b'),
+        *(run(arm, seed) for arm, seed in [('twin', 0), ('twin', 1), ('lfi', 1)]),
+        run('lfi', 0, fed_weights=fed),
+    )
+    notes = ' '.join(found['settings']['s']['arms']['lfi']['notes'])
+    assert notes.count('seed 0 was fed by an earlier training of stages/pre') == told
+
+
 def test_every_start_of_a_resumed_run_is_named_with_its_own_state(tmp_path):
     starts = [dict(commit='1', dirty=True), dict(commit='2', dirty=False)]
     changes = dict(commit='2', dirty=True, starts=starts)

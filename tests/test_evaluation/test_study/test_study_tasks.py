@@ -149,8 +149,9 @@ def test_evaluation_on_another_set_is_refused(tmp_path):
 
 
 # -- what stages feed ------------------------------------------------------------------
-def fed(*feeds, **content):
-    cfg = Config(dict(model=dict(backbone=dict(), teacher=dict()), **content))
+def fed(*feeds, neck=None, **content):
+    model = dict(backbone=dict(), teacher=dict(), neck=neck or {})
+    cfg = Config(dict(model=model, **content))
     stages = tuple(Stage(f'x{i}', 'c', {}, 1, kind) for i, kind in enumerate(feeds))
     arm = Arm('a', 'a', None, {}, stages, None, None, None)
     keep = feed(cfg, arm, [f'{i}.pth' for i in range(len(feeds))])
@@ -177,6 +178,9 @@ def test_feeding_that_would_be_overwritten_is_refused():
         fed('load_from', 'backbone')
     with pytest.raises(InputError, match=r'x0\.feeds: nothing, but options start'):
         fed('nothing', load_from='0.pth')
+    for init in (dict(checkpoint='0.pth'), [dict(checkpoint='0.pth')]):
+        with pytest.raises(InputError, match=r'x0\.feeds: nothing, but options start'):
+            fed('nothing', neck=dict(stages=[dict(init_cfg=init)]))
 
 
 def test_the_start_hook_of_a_run_keeps_the_backbone_that_was_fed(tmp_path):
