@@ -42,7 +42,7 @@ class Bar:
         arms: The first minus the second.
         setting: Name of a setting.
         metric: One of :data:`METRICS`, or a part of the mAP such as ``segm_mAP_50``.
-        test: Evaluation set.
+        test: Evaluation set, or several joined by ``+`` for their mean.
         at_least: In points of mAP.
         at_most: For ratios of iterations.
         interval: One of :data:`INTERVALS`.
@@ -86,8 +86,11 @@ def check_bars(given: Any, study: Study) -> tuple[Bar, ...]:
         item = check_keys(item, where, known, ('name', 'arms', 'setting', 'metric'))
         _check_setting(item['setting'], f'{where}.setting', study)
         tests = ['val', *study.settings[item['setting']].tests]
-        if item.get('test', 'val') not in tests:
-            raise InputError(f'{where}.test: {item["test"]!r} is none of {tests}')
+        if not set(str(item.get('test', 'val')).split('+')) <= set(tests):
+            raise InputError(
+                f'{where}.test: {item["test"]!r} is none of {tests}, nor several of '
+                'them joined by +'
+            )
         if item.get('interval') not in (None, *INTERVALS):
             raise InputError(
                 f'{where}.interval: {item["interval"]!r} is none of {INTERVALS}'

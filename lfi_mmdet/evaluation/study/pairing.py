@@ -46,10 +46,18 @@ class Run:
         return self.line['status'] == 'finished'
 
     def metric(self, test: str, name: str) -> float | None:
-        """Final value of a metric, None if there is none."""
+        """Final value of a metric, None if there is none.
+
+        Args:
+            test: An evaluation set, or several joined by ``+`` for their mean.
+            name: Of the metric.
+        """
         if not self.finished:
             return None
-        return (self.line['metrics'].get(test) or {}).get(name)
+        metrics = self.line['metrics']
+        values = [(metrics.get(part) or {}).get(name) for part in test.split('+')]
+        known = [value for value in values if value is not None]
+        return sum(known) / len(known) if len(known) == len(values) else None
 
 
 @dataclass

@@ -194,6 +194,19 @@ def test_a_bar_is_met_or_missed(tmp_path, asked, verdict):
         assert bar['why'] == ["Student's t interval says otherwise"]
 
 
+@pytest.mark.parametrize(('test', 'value'), [('a+b', 15.0), ('a', 10.0), ('a+c', None)])
+def test_a_bar_on_several_sets_is_on_their_mean(tmp_path, test, value):
+    def end(arm, a, b):
+        line = run(arm, 0, {20: 0.0})[0]
+        sets = {k: dict(segm_mAP=v, bbox_mAP=v) for k, v in (('a', a), ('b', b))}
+        return dict(line, metrics={**line['metrics'], **sets})
+
+    head = plan(seeds=[0], bars=[dict(BAR, test=test, at_least=15.0)])
+    found = report(tmp_path, head, end('twin', 0.1, 0.3), end('lfi', 0.2, 0.5))
+    (bar,) = found['bars']
+    assert bar['value'] == (None if value is None else pytest.approx(value))
+
+
 @pytest.mark.parametrize(
     ('last', 'why'),
     [
