@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS
 from mmengine.fileio import get_local_path, load
 
-from lfi_mmdet.engine.preflight.annotations import check_entries, some
+from lfi_mmdet.engine.preflight.annotations import (
+    check_entries,
+    check_optional_categories,
+)
 from lfi_mmdet.engine.preflight.errors import InputError
 
 
@@ -42,7 +43,9 @@ class UnlabeledCocoDataset(CocoDataset):
             )
         # annotations are not read, so they need not be of any form
         check_entries(dict(images=images), 'ann_file', self.ann_file)
-        self._check_classes(content.get('categories') or [])
+        check_optional_categories(
+            self.metainfo['classes'], content, 'dataset', self.ann_file
+        )
         self.cat_ids: list[int] = []
         self.cat2label: dict[int, int] = {}
         self.cat_img_map: dict[int, list[int]] = {}
@@ -67,12 +70,3 @@ class UnlabeledCocoDataset(CocoDataset):
                 'filter_cfg=None or a smaller min_size'
             )
         return kept
-
-    def _check_classes(self, categories: list[dict[str, Any]]) -> None:
-        names = [category.get('name') for category in categories]
-        absent = [name for name in self.metainfo['classes'] if name not in names]
-        if names and absent:
-            raise InputError(
-                f'metainfo.classes: {self.ann_file} has no {some(absent)}; its '
-                f'categories are {some(names)}'
-            )

@@ -86,9 +86,12 @@ def test_small_images_may_be_filtered(tmp_path):
         (lambda c: c.pop('images'), 'lacks a list of images'),
         (lambda c: c['images'].clear(), 'lists no images'),
         (lambda c: c['images'][2].pop('width'), r"images\[2\] lacks 'width'"),
+        (lambda c: c['images'].append(c['images'][0]), 'several images with the id'),
+        (lambda c: c.update(categories=['cat']), 'categories that are no list of obj'),
+        (lambda c: c.update(categories=[dict(id=1, name='cat')]), "has no 'person'"),
     ],
 )
-def test_a_file_without_images_is_refused_early_and_when_it_is_read(
+def test_a_file_that_cannot_be_read_is_refused_early_and_when_it_is_read(
     tmp_path, change, message
 ):
     edit(write_unlabelled(tmp_path, categories=False), change)

@@ -111,7 +111,7 @@ def check_entries(
 
     Raises:
         InputError: If an entry lacks a field, is of another form or belongs to no
-            image, two annotations have the same id, or there are no images.
+            image, two of them have the same id, or there are no images.
     """
     if not content['images']:
         raise InputError(f'{key}: {path} lists no images')
@@ -129,12 +129,13 @@ def check_entries(
                     f'{some(lacks)}'
                 )
     _check_annotations(content, key, path, masks)
-    ids = [annotation['id'] for annotation in content.get('annotations', [])]
-    if len(set(ids)) != len(ids):
-        twice = [i for i, count in Counter(ids).items() if count > 1]
-        raise InputError(
-            f'{key}: {path} has several annotations with the id {some(twice, 3)}'
-        )
+    for name in ('images', 'annotations'):
+        ids = [entry['id'] for entry in content.get(name, [])]
+        if len(set(ids)) != len(ids):
+            twice = [i for i, count in Counter(ids).items() if count > 1]
+            raise InputError(
+                f'{key}: {path} has several {name} with the id {some(twice, 3)}'
+            )
 
 
 def _check_annotations(
@@ -163,6 +164,45 @@ def _check_annotations(
             )
 
 
+def check_optional_categories(
+    classes: Sequence[str], content: dict[str, Any], key: str, path: str
+) -> None:
+    """Check the categories of a file that need not have any.
+
+    Args:
+        classes: Class names of the dataset.
+        content: Of the file.
+        key: Where the config gives the dataset, for messages.
+        path: The file.
+
+    Raises:
+        InputError: If they are of another form than COCO's, or a class is not there.
+    """
+    categories = content.get('categories') or []
+    if not isinstance(categories, list) or not all(
+        isinstance(category, dict) and 'name' in category for category in categories
+    ):
+        raise InputError(
+            f'{key}.ann_file: {path} has categories that are no list of objects with a '
+            'name; leave them out, or write them as COCO does'
+        )
+    if categories:
+        _check_known(classes, categories, key, path)
+
+
+def _check_known(
+    classes: Sequence[str], categories: Sequence[dict], key: str, path: str
+) -> list[str]:
+    names = [category['name'] for category in categories]
+    absent = [name for name in classes if name not in names]
+    if absent:
+        raise InputError(
+            f'{key}.metainfo.classes: {path} has no {some(absent)}; its categories '
+            f'are {some(names)}'
+        )
+    return names
+
+
 def check_classes(
     classes: Sequence[str], categories: Sequence[dict], key: str, path: str
 ) -> None:
@@ -181,13 +221,7 @@ def check_classes(
     Raises:
         InputError: If a class is unknown to the file, or the order is another.
     """
-    names = [category['name'] for category in categories]
-    absent = [name for name in classes if name not in names]
-    if absent:
-        raise InputError(
-            f'{key}.metainfo.classes: {path} has no {some(absent)}; its categories '
-            f'are {some(names)}'
-        )
+    names = _check_known(classes, categories, key, path)
     used = [name for name in names if name in set(classes)]
     if used != list(classes):
         raise InputError(

@@ -19,6 +19,7 @@ from .annotations import (
     check_classes,
     check_entries,
     check_file,
+    check_optional_categories,
     load_coco,
     read_categories,
 )
@@ -141,6 +142,9 @@ def _check_dataset(dataset: dict, key: str) -> None:
         if content is not None:
             images = dict(images=content['images'])
             check_entries(images, f'{key}.ann_file', ann_file)
+            classes = _classes(dataset, dataset_type, key)
+            if classes is not None:
+                check_optional_categories(classes, content, key, ann_file)
         _check_image_files(dataset, content, key, ann_file)
     elif lists_plain_coco(dataset_type):
         classes = _classes(dataset, dataset_type, key)

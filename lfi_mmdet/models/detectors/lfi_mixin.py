@@ -46,8 +46,8 @@ class LFIMixin(TeacherMixin, Detector):
             batch; at 0 they are spared the teacher, and feel their labels only.
         unsup_weight: Weight of the distillation on images without labels; its losses
             are logged as ``unsup_loss_*``.
-        sup_labels: On the images with labels of a mixed batch, labels say which texts
-            are present. Otherwise the teacher's ``present`` does so on all images.
+        sup_labels: On images with labels, also in a mixed batch, labels say which
+            texts are present. Otherwise the teacher's ``present`` does so on all.
         *args: For the detector.
         **kwargs: For the detector.
     """
@@ -124,8 +124,7 @@ class LFIMixin(TeacherMixin, Detector):
         if self.distiller is None or self.sup_weight == 0:
             losses = self._detection_loss(images, labelled)
         else:
-            with self._labelled_presence():
-                losses, trace, targets = self.loss_with_interactions(images, labelled)
+            losses, trace, targets = self.loss_with_interactions(images, labelled)
             distilled = self.compare(trace, targets, labelled)
             losses.update(reweight_loss_dict(distilled, self.sup_weight))
         if self.distiller is not None:
@@ -137,8 +136,14 @@ class LFIMixin(TeacherMixin, Detector):
     def loss_with_interactions(
         self, batch_inputs: Tensor, batch_data_samples: SampleList
     ) -> tuple[dict, InteractionTrace, InteractionTargets | None]:
-        """Detection losses, what the queries did, and what the teacher did."""
-        targets = self.teacher_targets(batch_inputs, batch_data_samples)
+        """Detection losses, what the queries did, and what the teacher did.
+
+        Args:
+            batch_inputs: (B, 3, H, W), of images with labels.
+            batch_data_samples: Theirs.
+        """
+        with self._labelled_presence():
+            targets = self.teacher_targets(batch_inputs, batch_data_samples)
         shapes = [sample.img_shape for sample in batch_data_samples]
         record = self.distiller is not None
         with self.backbone.interactions(shapes, record=record) as trace:
@@ -146,10 +151,9 @@ class LFIMixin(TeacherMixin, Detector):
         return losses, trace, targets
 
     def _labelled_presence(self) -> AbstractContextManager:
-        """The rule by which texts are present in the labelled images of a mix."""
-        if not self.sup_labels:
+        """The rule by which texts are present in images with labels."""
+        if not self.sup_labels or self.teacher is None:
             return nullcontext()
-        assert self.teacher is not None
         return present_by_labels(self.teacher)
 
     def _detection_loss(

@@ -166,6 +166,10 @@ def _what_is_lost(model: nn.Module, dropped: list[str]) -> str:
         ]
         had = settings = ' and '.join(parts) or 'other parts of the interaction'
         none = ', '.join(f'{name}=False' for name in parts) or 'other settings'
+        if 'carry' in parts and len(getattr(model, 'interaction_layers', ())) == 1:
+            # nothing is carried within one layer, whatever ``carry`` says
+            none = none.replace('carry=False', 'a single interaction layer')
+            settings = settings.replace('carry', 'interaction_layers')
     blocks = ', on whose feedback its blocks may count' if fed_back else ''
     return (
         f'was trained with {had}, but this backbone has none ({none}): {len(dropped)} '

@@ -143,6 +143,12 @@ def save_own(path, config='', **kwargs) -> dict:
             '(query_attention=False, carry=False): 6 tensors are left out; set '
             'query_attention and carry as in that training',
         ),
+        (
+            dict(interaction_layers=(1,)),
+            'was trained with carry, but this backbone has none (a single interaction '
+            'layer): 1 tensors are left out; set interaction_layers as in that '
+            'training',
+        ),
     ],
 )
 def test_what_the_backbone_has_no_place_for_is_named_with_its_setting(

@@ -148,6 +148,10 @@ def test_labels_may_say_what_labelled_images_show_and_only_these(several):
     by_labels = build(mixed=False, teacher=inside(present='ground_truth'))
     assert values(sup) == values(losses_of(by_labels, labelled)) != values(by_rule[0])
     assert values(unsup) == values(by_rule[1])
+    # and on a batch of labelled images alone
+    torch.manual_seed(2)
+    plain = build(mixed=False, teacher=inside(), sup_labels=True)
+    assert values(losses_of(plain, labelled)) == values(sup)
 
 
 def test_stored_targets_cannot_be_asked_by_labels(tmp_path):
