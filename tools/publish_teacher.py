@@ -7,9 +7,30 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lfi_mmdet.engine.plain_errors import plain_errors
+from lfi_mmdet.engine.preflight import InputError
 from lfi_mmdet.engine.teacher_export import export_teacher
 from lfi_mmdet.evaluation import run_info
 from lfi_mmdet.evaluation.study.machine import commit, machine
+
+
+def read_gates(given: Sequence[str]) -> Path | dict[str, Path]:
+    """One file, or several with their names.
+
+    Raises:
+        InputError: If one of several has no name, or two have the same.
+    """
+    if len(given) == 1 and '=' not in given[0]:
+        return Path(given[0])
+    gates: dict[str, Path] = {}
+    for text in given:
+        name, found, path = text.partition('=')
+        if not found or not name or name in gates:
+            raise InputError(
+                f'--gate: {text!r} is not NAME=FILE with a name of its own, which each '
+                'of several files needs'
+            )
+        gates[name] = Path(path)
+    return gates
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,9 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('out', type=Path, help='file of weights to write, .pt')
     parser.add_argument(
         '--gate',
-        type=Path,
+        nargs='+',
         required=True,
-        help='teacher.json of tools/check_teacher.py on held-out scenes',
+        help='teacher.json of tools/check_teacher.py on held-out scenes; several as '
+        'NAME=FILE, e.g. line=work_dirs/line/teacher.json',
     )
     parser.add_argument('--command', required=True, help='the command that trained it')
     args = parser.parse_args(argv)
@@ -32,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             machine=machine(),
             **commit(),
         )
-        told = export_teacher(args.checkpoint, args.out, args.gate, record)
+        gate = read_gates(args.gate)
+        told = export_teacher(args.checkpoint, args.out, gate, record)
     print(
         f'{args.out}: {told["numbers"] / 1e6:.2f} M numbers, '
         f'{told["bytes"] / 1e6:.2f} MB, sha256 {told["sha256"][:12]}; '

@@ -271,6 +271,32 @@ def gate(result: dict) -> str:
     )
 
 
+def gates(results: dict) -> str:
+    """How good the maps of a teacher are on several sets: its best layer on each."""
+    lines = [
+        '| scenes | reading, layer | presence AUC | pointing, two classes or more | '
+        'chance |',
+        '|---|---|---|---|---|',
+    ]
+    for name, result in results.items():
+        layers = [layer for layer in result['layers'] if layer['presence_auc']]
+        row = max(layers, key=lambda layer: layer['presence_auc']['value'])
+        pointing = row['pointing_multi']
+        cells = [name, f'{row["reading"]}, {row["layer"]}']
+        cells += [estimate(row['presence_auc']), estimate(pointing)]
+        cells.append(f'{pointing["chance"]:.3f}' if pointing else '-')
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    command = shown_command([f'tools/{result["command"][0]}', *result['command'][1:]])
+    return '\n'.join(
+        [
+            *lines,
+            '',
+            f'{result["num_images"]} images each; `{command}`, and likewise for the '
+            f'others; {machine(result)}.',
+        ]
+    )
+
+
 def estimate(value: dict | None) -> str:
     """A value with its interval, if there is one."""
     if value is None:
@@ -280,7 +306,7 @@ def estimate(value: dict | None) -> str:
     return f'{value["value"]:.3f} ({value["low"]:.3f}-{value["high"]:.3f})'
 
 
-#: Name of a block, the file it is made of, and how
+#: Name of a block, the file it is made of, or a pattern for several, and how
 Blocks = dict[str, tuple[str, Callable[[dict], str]]]
 
 #: The documents and their blocks
@@ -292,13 +318,17 @@ DOCUMENTS: dict[str, Blocks] = {
     ),
     'docs/results/README.md': dict(
         gate=('teacher/teacher.json', gate),
+        gates=('teacher/domains/*.json', gates),
         scenes=('scenes/report.json', study),
     ),
 }
 
 #: The tools that measure
 HOW = dict(
-    demo='tools/demo.py', costs='tools/benchmark.py', gate='tools/check_teacher.py'
+    demo='tools/demo.py',
+    costs='tools/benchmark.py',
+    gate='tools/check_teacher.py',
+    gates='tools/check_teacher.py',
 )
 
 
@@ -315,11 +345,12 @@ def fill(text: str, folder: Path, document: str = 'README.md') -> str:
         FileNotFoundError: If nothing was measured yet.
     """
     for name, (source, write) in DOCUMENTS[document].items():
-        path = folder / source
-        if not path.is_file():
+        found = {p.stem: json.loads(p.read_text()) for p in sorted(folder.glob(source))}
+        if not found:
             how = HOW.get(name, 'tools/report.py')
+            path = folder / source
             raise FileNotFoundError(f'{path}: measure first, see {how} --help')
-        content = write(json.loads(path.read_text()))
+        content = write(found if '*' in source else next(iter(found.values())))
         start, end = f'<!-- {name}:start -->', f'<!-- {name}:end -->'
         pattern = re.compile(re.escape(start) + '.*?' + re.escape(end), re.DOTALL)
         if not pattern.search(text):

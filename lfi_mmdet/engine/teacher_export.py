@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ GATE_METRICS = ('presence_auc', 'pointing_multi', 'specific_pointing')
 
 
 def export_teacher(
-    checkpoint: str, out: Path, gate: Path, record: dict[str, Any]
+    checkpoint: str,
+    out: Path,
+    gate: Path | Mapping[str, Path],
+    record: dict[str, Any],
 ) -> dict[str, Any]:
     """Write the weights of a trained teacher, in half precision, and a record of them.
 
@@ -31,7 +35,7 @@ def export_teacher(
         checkpoint: Of a training with :class:`CaptionPretrainer`.
         out: File of weights to write, ``.pt``; the record goes beside it, as ``.yaml``.
         gate: ``teacher.json`` of ``tools/check_teacher.py`` on scenes that the teacher
-            was not trained on.
+            was not trained on; several by what they show.
         record: What else to tell: machine, versions, commit.
 
     Returns:
@@ -66,7 +70,11 @@ def export_teacher(
         iterations=int(meta['iter']),
         seed=meta.get('seed'),
         trained_with=_training(meta),
-        gate=_gate(gate),
+        gate=(
+            {name: _gate(path) for name, path in gate.items()}
+            if isinstance(gate, Mapping)
+            else _gate(gate)
+        ),
         **record,
     )
     aside = out.with_name(f'.{out.name}')

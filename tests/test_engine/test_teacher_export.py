@@ -9,6 +9,7 @@ import yaml
 
 from lfi_mmdet.engine.preflight import InputError
 from lfi_mmdet.engine.teacher_export import export_teacher
+from tools.publish_teacher import read_gates
 
 CONFIG = """
 model = dict(type='CaptionPretrainer', model='coca_tiny', nouns=('circle', 'star'))
@@ -61,6 +62,21 @@ def test_the_record_says_where_the_weights_are_from(files, tmp_path):
     (layer,) = told['gate']['layers']
     assert layer['presence_auc'] == [0.9123, 0.9, 0.93]
     assert told['gate']['images'] == 300
+
+
+def test_several_gates_are_told_by_their_names(files, tmp_path):
+    checkpoint, gate, _ = files
+    gates = read_gates([f'photo={gate}', f'line={gate}'])
+    told = export_teacher(str(checkpoint), tmp_path / 'teacher.pt', gates, {})
+    assert list(told['gate']) == ['photo', 'line']
+    assert told['gate']['line']['images'] == 300
+    assert read_gates([str(gate)]) == gate
+
+
+@pytest.mark.parametrize('given', [['a.json', 'b.json'], ['x=a.json', 'x=b.json']])
+def test_several_gates_need_names_of_their_own(given):
+    with pytest.raises(InputError, match='--gate: .* is not NAME=FILE'):
+        read_gates(given)
 
 
 def test_a_broken_number_writes_nothing(files, tmp_path):

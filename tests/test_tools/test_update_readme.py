@@ -16,7 +16,8 @@ TEXT = (
     '<!-- study:start --><!-- study:end -->'
 )
 RESULTS_TEXT = (
-    '<!-- gate:start --><!-- gate:end -->\n<!-- scenes:start --><!-- scenes:end -->'
+    '<!-- gate:start --><!-- gate:end -->\n<!-- gates:start --><!-- gates:end -->\n'
+    '<!-- scenes:start --><!-- scenes:end -->'
 )
 BAR = dict(
     name='mask', arms=['lfi', 'twin'], setting='s', metric='segm_mAP', test='val',
@@ -59,8 +60,12 @@ def write_gate(folder):
     )
     content = dict(FACTS, layers=[layer, dict(layer, presence_auc=None)],
                    num_images=300, command=['check_teacher.py', 'c.py'])  # fmt: skip
-    (folder / 'teacher').mkdir()
-    (folder / 'teacher' / 'teacher.json').write_text(json.dumps(content))
+    better = dict(layer, layer='2', presence_auc=dict(spread, value=0.94))
+    line = dict(content, layers=[*content['layers'], better])
+    for name, told in (('teacher', content), ('domains/line', line)):
+        path = folder / 'teacher' / f'{name}.json'
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(told))
 
 
 def spread(median, width=0.0):
@@ -207,6 +212,8 @@ def test_the_results_show_arms_commands_and_the_gate(results):
     assert '| similarity | 1 | 0.930 (0.900-0.950) | 0.880 | 0.090 |' in text
     assert '| similarity | 1 | - | 0.880 | 0.090 |' in text
     assert '300 images; `python tools/check_teacher.py c.py`' in text
+    best = '| line | similarity, 2 | 0.940 (0.900-0.950) | 0.880 | 0.090 |'
+    assert best in text and '300 images each; `python tools/check' in text
 
 
 def test_a_study_that_was_not_run_is_named(results):
