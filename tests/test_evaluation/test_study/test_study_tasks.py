@@ -1,5 +1,6 @@
 """The trainings that a study file makes: their files, what they keep, their digests."""
 
+import copy
 import json
 import re
 import sys
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from mmengine.config import Config
+from mmdet.registry import MODELS
+from mmengine.config import Config, ConfigDict
 
 from lfi_mmdet.engine.hooks.paired_start_hook import PairedStartHook
 from lfi_mmdet.engine.preflight import InputError
@@ -302,13 +304,15 @@ def test_files_that_a_config_names():
     assert found == {name: file_digest(ROOT / name) for name in names}
 
 
-# -- the study of this project ---------------------------------------------------------
-def test_all_trainings_of_the_scenes_study_can_be_made(tmp_path):
-    path = ROOT / 'configs/studies/scenes.yaml'
+# -- the studies of this project -------------------------------------------------------
+@pytest.mark.parametrize('name', ['scenes', 'domains', 'ablations', 'controls'])
+def test_all_trainings_of_our_studies_can_be_made(tmp_path, name):
+    path = ROOT / f'configs/studies/{name}.yaml'
     content = yaml.safe_load(path.read_text())
     for given in content['settings'].values():
-        given['scenes'].update(train=20, val=2, unlabeled=2)
-    seeds = content['seeds'][0], content['selection_seeds'][0]
+        few = dict(train=200 if '1%' in given.get('labels', []) else 20, val=2)
+        given['scenes'].update(few, unlabeled=5)
+    seeds = {content['seeds'][0], *content.get('selection_seeds', [])[:1]}
     study = parse_study(content, path)
     maker = TaskMaker(study, tmp_path)
     made = select(study, maker, lambda setting, arm, seed: seed in seeds)
@@ -318,6 +322,7 @@ def test_all_trainings_of_the_scenes_study_can_be_made(tmp_path):
         for text in re.findall(r'[^\s\'"]*\{\w+[\w.]*\}', str(task.config)):
             pytest.fail(f'{task.id}: {text} was not replaced')
         assert re.fullmatch('[0-9a-f]{64}', task.facts['recipe_hash'])
+        MODELS.build(ConfigDict(copy.deepcopy(task.config['model'])))
         for need in task.needs:
             init = task.config['model']['backbone']['init_cfg']
             assert init['checkpoint'] == str(need.checkpoint)
