@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .bars import BEST
-from .pairing import Run, StudyResults
+from .pairing import Run, StudyResults, drawn_elsewhere
 from .statistics import (
     iterations_to_reach,
     mean_curve,
@@ -331,6 +331,21 @@ class Summary:
         kept = {(run.line['start_weights'] or {}).get('kept', 0) for run in ended}
         if kept - {0}:
             notes.append(f'{max(kept)} tensors start from its pre-training')
+        elsewhere = [
+            run.line['seed']
+            for run in ended
+            for twin in [
+                self.results.runs.get(
+                    (run.line['setting'], facts['twin'], run.line['seed'])
+                )
+            ]
+            if twin is not None and drawn_elsewhere(run.line, twin.line)
+        ]
+        if elsewhere:
+            notes.append(
+                f'seeds {", ".join(map(str, elsewhere))} ran on another processor than '
+                'their twins, where the last bits of the start weights differ'
+            )
         for run in ended:
             notes += [
                 f'seed {run.line["seed"]} was fed by an earlier training of {stage}, '

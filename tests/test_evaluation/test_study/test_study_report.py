@@ -107,6 +107,18 @@ def test_what_the_study_allows_is_taken_and_noted(tmp_path, flag, changes):
     assert 'of its own' in found['settings']['s']['arms']['lfi']['notes'][0]
 
 
+def test_start_weights_that_another_processor_drew_are_told_of(
+    tmp_path,
+):
+    other = dict(start_weights_hash='f' * 64, machine=dict(cpu='other', gpu=None))
+    found = make_report([both(tmp_path / 'r.jsonl', plan(), **other)])
+    notes = ' '.join(found['settings']['s']['arms']['lfi']['notes'])
+    assert 'seeds 1 ran on another processor than their twins' in notes
+    newer = dict(other, versions=dict(torch='3'))
+    with pytest.raises(PairingError, match='start weights'):
+        make_report([both(tmp_path / 'r.jsonl', plan(), **newer)])
+
+
 @pytest.mark.parametrize(
     ('fed', 'told'), [({'stages/pre': 'a'}, 1), ({'stages/pre': 'b'}, 0), ({}, 0)]
 )
