@@ -55,9 +55,10 @@ class Run:
         if not self.finished:
             return None
         metrics = self.line['metrics']
-        values = [(metrics.get(part) or {}).get(name) for part in test.split('+')]
-        known = [value for value in values if value is not None]
-        return sum(known) / len(known) if len(known) == len(values) else None
+        sets = [metrics.get(part) or {} for part in test.split('+')]
+        if not all(name in found for found in sets):
+            return None
+        return sum(found[name] for found in sets) / len(sets)
 
 
 @dataclass
@@ -227,7 +228,7 @@ def _check_recipes(results: StudyResults) -> None:
 def _check_pair(run: Line, twin: Line, facts: Mapping[str, Any]) -> None:
     told = dict(_SHARED)
     if drawn_elsewhere(run, twin):
-        del told['start_weights_hash']
+        del told['start_weights_hash']  # no pair, see there
     if not facts['own_schedule']:
         told['schedule_hash'] = (
             'optimizer and learning-rate schedule (sha256; own_schedule: true of the '
@@ -248,17 +249,16 @@ def _check_pair(run: Line, twin: Line, facts: Mapping[str, Any]) -> None:
 
 
 def drawn_elsewhere(run: Line, twin: Line) -> bool:
-    """Whether start weights differ, but were drawn on two kinds of processors.
+    """Whether start weights differ that two kinds of processors drew.
 
-    The same seed and the same torch draw the same numbers up to their last bits, which
-    depend on the instructions that a processor has; the digests then differ. Whether
-    that is all cannot be seen in them, so the report tells of such pairs.
+    Processors with other instructions draw other last bits under the same seed, and so
+    other digests. Digests cannot tell whether that is all, so such runs are no pair:
+    each counts for its own arm, but they are not compared.
     """
     first, second = run.get('start_weights_hash'), twin.get('start_weights_hash')
     if first is None or second is None or first == second:
         return False
-    torch = [(line.get('versions') or {}).get('torch') for line in (run, twin)]
-    return run['machine']['cpu'] != twin['machine']['cpu'] and torch[0] == torch[1]
+    return run['machine']['cpu'] != twin['machine']['cpu']
 
 
 def _compare(run: Line, twin: Line, name: str, value: Any, other: Any) -> None:

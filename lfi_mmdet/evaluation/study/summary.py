@@ -66,6 +66,7 @@ class Summary:
                     entry['pending'] = [
                         *self.undecided(setting, item['arms']),
                         *self.pending(setting, (first, second)),
+                        *self.unpaired(setting, first, second),
                     ]
                     entry['metrics'] = {
                         test: {
@@ -116,7 +117,10 @@ class Summary:
                 dict(seed=line['seed'], status=line['status'], reason=line['reason'])
                 for run in ended for line in run.attempts
             ],
-            notes=self._notes(name, ended),
+            notes=[
+                *self._notes(name, ended),
+                *(self.unpaired(setting, name, twin) if twin else ()),
+            ],
             metrics={
                 test: {
                     metric: self.mean(setting, name, test, metric)
@@ -169,13 +173,43 @@ class Summary:
     ) -> dict[str, Any] | None:
         """Paired difference of two arms over the seeds that both have finished."""
         by_seed = {}
-        for seed in self.seeds(setting, arm) if seeds is None else seeds:
-            pair = [self.run(setting, name, seed) for name in (arm, other)]
-            values = [run.metric(test, metric) if run else None for run in pair]
-            if values[0] is not None and values[1] is not None:
-                by_seed[seed] = 100 * (values[0] - values[1])
+        for seed, (run, twin) in self.pairs(setting, arm, other, seeds).items():
+            value, its = run.metric(test, metric), twin.metric(test, metric)
+            if value is not None and its is not None:
+                by_seed[seed] = 100 * (value - its)
         found = paired_difference([*by_seed.values()])
         return None if found is None else dict(asdict(found), by_seed=by_seed)
+
+    def pairs(
+        self,
+        setting: str,
+        arm: str,
+        other: str,
+        seeds: Sequence[int] | None = None,
+    ) -> dict[int, tuple[Run, Run]]:
+        """Runs of two arms that may be compared, by seed."""
+        found = {}
+        for seed in self.seeds(setting, arm) if seeds is None else seeds:
+            run, twin = (self.run(setting, name, seed) for name in (arm, other))
+            if run and twin and not drawn_elsewhere(run.line, twin.line):
+                found[seed] = run, twin
+        return found
+
+    def unpaired(self, setting: str, arm: str, other: str) -> list[str]:
+        """Why ended runs of two arms are not compared."""
+        paired = self.pairs(setting, arm, other)
+        left = [
+            seed
+            for seed in self.seeds(setting, arm)
+            if seed not in paired
+            and all(self.run(setting, name, seed) for name in (arm, other))
+        ]
+        if not left:
+            return []
+        return [
+            f'{arm}, seeds {", ".join(map(str, left))}: start weights differ from '
+            f'those of {other}, which another processor drew; not compared'
+        ]
 
     def pending(self, setting: str, arms: Sequence[str]) -> list[str]:
         """Why nothing final can be said of some arms: what is open or went wrong."""
@@ -220,11 +254,8 @@ class Summary:
         """
         both = [
             seed
-            for seed in self.seeds(setting, arm)
-            if all(
-                (run := self.run(setting, name, seed)) is not None and run.finished
-                for name in (arm, twin)
-            )
+            for seed, pair in self.pairs(setting, arm, twin).items()
+            if all(run.finished for run in pair)
         ]
         if not both:
             return None
@@ -331,21 +362,6 @@ class Summary:
         kept = {(run.line['start_weights'] or {}).get('kept', 0) for run in ended}
         if kept - {0}:
             notes.append(f'{max(kept)} tensors start from its pre-training')
-        elsewhere = [
-            run.line['seed']
-            for run in ended
-            for twin in [
-                self.results.runs.get(
-                    (run.line['setting'], facts['twin'], run.line['seed'])
-                )
-            ]
-            if twin is not None and drawn_elsewhere(run.line, twin.line)
-        ]
-        if elsewhere:
-            notes.append(
-                f'seeds {", ".join(map(str, elsewhere))} ran on another processor than '
-                'their twins, where the last bits of the start weights differ'
-            )
         for run in ended:
             notes += [
                 f'seed {run.line["seed"]} was fed by an earlier training of {stage}, '

@@ -31,6 +31,7 @@ def _judge(bar: dict[str, Any], summary: Summary) -> dict[str, Any]:
     told['why'] = [
         *summary.undecided(setting, bar['arms']),
         *summary.pending(setting, (first, second)),
+        *summary.unpaired(setting, first, second),
     ]
     if bar['metric'] in _RATIOS:
         race = summary.convergence(setting, first, second)
