@@ -259,15 +259,10 @@ def gate(result: dict) -> str:
     lines = [
         '| reading | layer | presence AUC | pointing, two classes or more | chance |',
         '|---|---|---|---|---|',
+        *(gate_row([row['reading'], row['layer']], row) for row in result['layers']),
     ]
-    for row in result['layers']:
-        pointing = row['pointing_multi']
-        cells = [row['reading'], row['layer'], estimate(row['presence_auc'])]
-        cells += [estimate(pointing), f'{pointing["chance"]:.3f}' if pointing else '-']
-        lines.append('| ' + ' | '.join(cells) + ' |')
-    command = shown_command([f'tools/{result["command"][0]}', *result['command'][1:]])
     return '\n'.join(
-        [*lines, '', f'{result["num_images"]} images; `{command}`, {machine(result)}.']
+        [*lines, '', f'{result["num_images"]} images; {gate_source(result)}.']
     )
 
 
@@ -280,21 +275,27 @@ def gates(results: dict) -> str:
     ]
     for name, result in results.items():
         layers = [layer for layer in result['layers'] if layer['presence_auc']]
-        row = max(layers, key=lambda layer: layer['presence_auc']['value'])
-        pointing = row['pointing_multi']
-        cells = [name, f'{row["reading"]}, {row["layer"]}']
-        cells += [estimate(row['presence_auc']), estimate(pointing)]
-        cells.append(f'{pointing["chance"]:.3f}' if pointing else '-')
-        lines.append('| ' + ' | '.join(cells) + ' |')
+        best = max(layers, key=lambda layer: layer['presence_auc']['value'])
+        lines.append(gate_row([name, f'{best["reading"]}, {best["layer"]}'], best))
+    sources = [
+        f'{name}: {result["num_images"]} images; {gate_source(result)}.'
+        for name, result in results.items()
+    ]
+    return '\n'.join([*lines, '', *(f'- {source}' for source in sources)])
+
+
+def gate_row(first: list[str], layer: dict) -> str:
+    """One row of a gate: what it is of, and what a layer scored."""
+    pointing = layer['pointing_multi']
+    cells = [*first, estimate(layer['presence_auc']), estimate(pointing)]
+    cells.append(f'{pointing["chance"]:.3f}' if pointing else '-')
+    return '| ' + ' | '.join(cells) + ' |'
+
+
+def gate_source(result: dict) -> str:
+    """The command of a gate, and where it ran."""
     command = shown_command([f'tools/{result["command"][0]}', *result['command'][1:]])
-    return '\n'.join(
-        [
-            *lines,
-            '',
-            f'{result["num_images"]} images each; `{command}`, and likewise for the '
-            f'others; {machine(result)}.',
-        ]
-    )
+    return f'`{command}`, {machine(result)}'
 
 
 def estimate(value: dict | None) -> str:

@@ -213,7 +213,7 @@ def test_the_results_show_arms_commands_and_the_gate(results):
     assert '| similarity | 1 | - | 0.880 | 0.090 |' in text
     assert '300 images; `python tools/check_teacher.py c.py`' in text
     best = '| line | similarity, 2 | 0.940 (0.900-0.950) | 0.880 | 0.090 |'
-    assert best in text and '300 images each; `python tools/check' in text
+    assert best in text and '- line: 300 images; `python tools/check' in text
 
 
 def test_a_study_that_was_not_run_is_named(results):
