@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ from .results import Line, Results
 from .tasks import Task
 
 _POLL = 0.2
+#: Seconds between two lines of progress where nobody watches, as in a log
+_LOG = 60.0
 #: By these a machine or a user asks a program to end; they say nothing about the run
 _ASKED_TO_END = (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
 
@@ -105,7 +108,14 @@ class Executor:
         """
         waiting = [task for task in self.tasks if not self._settled(task)]
         total = sum(task.iterations for task in waiting)
-        bar = tqdm(total=total, unit='it', desc='study', dynamic_ncols=True)
+        bar = tqdm(
+            total=total,
+            unit='it',
+            desc='study',
+            dynamic_ncols=True,
+            mininterval=_POLL if sys.stderr.isatty() else _LOG,
+            miniters=0,
+        )
         with bar, _interruptible() as interrupted:
             try:
                 while waiting or self._running:
@@ -275,10 +285,9 @@ class Executor:
         todo = sum(task.iterations for task in waiting)
         running = [process.task for process in self._running.values()]
         todo += sum(task.iterations - progress(task) for task in running)
-        bar.n = max(total - todo, 0)
         names = ', '.join(task.id for task in running)
         bar.set_postfix_str(f'{len(waiting)} waiting; {names}', refresh=False)
-        bar.refresh()
+        bar.update(max(total - todo, 0) - bar.n)
 
 
 def checkpoint_digest(path: Path) -> str:

@@ -66,6 +66,16 @@ def test_a_run_leaves_one_line_per_evaluation_and_no_checkpoints(tmp_path):
     assert line['config_hash'] == task.digest and line['start_weights_hash'] == 's'
 
 
+def test_progress_fills_no_log(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(executor_module, '_LOG', 1e9)
+    executor(
+        tmp_path, *(fake_task(tmp_path, name=f's/a/seed{i}') for i in range(3))
+    ).run(ONE)
+    shown = capsys.readouterr().err
+    assert 0 < shown.count('study:') <= 3
+    assert '100%' in shown.rsplit('study:', 1)[1]
+
+
 @pytest.mark.parametrize(
     ('point', 'begins_again_at'),
     [

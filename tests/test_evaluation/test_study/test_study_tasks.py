@@ -305,7 +305,9 @@ def test_files_that_a_config_names():
 
 
 # -- the studies of this project -------------------------------------------------------
-@pytest.mark.parametrize('name', ['scenes', 'domains', 'ablations', 'controls'])
+@pytest.mark.parametrize(
+    'name', ['scenes', 'confirm', 'domains', 'ablations', 'controls']
+)
 def test_all_trainings_of_our_studies_can_be_made(tmp_path, name):
     path = ROOT / f'configs/studies/{name}.yaml'
     content = yaml.safe_load(path.read_text())
