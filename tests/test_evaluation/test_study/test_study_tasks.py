@@ -12,6 +12,7 @@ import yaml
 from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 
+from lfi_mmdet.datasets.shapes import choose_classes
 from lfi_mmdet.engine.hooks.paired_start_hook import PairedStartHook
 from lfi_mmdet.engine.preflight import InputError
 from lfi_mmdet.evaluation.study import tasks as tasks_module
@@ -324,7 +325,9 @@ def test_all_trainings_of_our_studies_can_be_made(tmp_path, name):
         for text in re.findall(r'[^\s\'"]*\{\w+[\w.]*\}', str(task.config)):
             pytest.fail(f'{task.id}: {text} was not replaced')
         assert re.fullmatch('[0-9a-f]{64}', task.facts['recipe_hash'])
-        MODELS.build(ConfigDict(copy.deepcopy(task.config['model'])))
+        model = MODELS.build(ConfigDict(copy.deepcopy(task.config['model'])))
+        if hasattr(model, 'set_class_names'):  # of the classes of the scenes
+            model.set_class_names(choose_classes(12))
         for need in task.needs:
             init = task.config['model']['backbone']['init_cfg']
             assert init['checkpoint'] == str(need.checkpoint)
