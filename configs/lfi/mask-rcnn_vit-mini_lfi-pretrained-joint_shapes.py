@@ -1,4 +1,5 @@
-# Starts from LFI on scenes without labels, and keeps the teacher beside the labels:
+# Starts from LFI on scenes without labels, and keeps the teacher beside the labels. What
+# was learned before is kept by slower steps the deeper a layer lies:
 #   python tools/train.py configs/lfi_pretrain/vit-mini_lfi_shapes.py
 _base_ = './mask-rcnn_vit-mini_lfi-coca_shapes.py'
 
@@ -10,4 +11,6 @@ model = dict(
             checkpoint='work_dirs/vit-mini_lfi_shapes/iter_700.pth',
         ),
     ),
+    teacher=dict(present='all'),
 )
+optim_wrapper = dict(paramwise_cfg=dict(layer_decay=0.75))

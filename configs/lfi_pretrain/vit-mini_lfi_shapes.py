@@ -29,8 +29,8 @@ model = dict(
         model='coca_shapes',
         model_configs='configs/teachers/coca_shapes.json',
         pretrained='configs/teachers/coca_shapes.pt',
-        # without labels, captions say which classes an image shows
-        present='captions',
+        # maps of absent classes, which this teacher leaves flat, teach as well
+        present='all',
         reading='similarity',
         layers=(1, 2, 3, 4),
         temperature=0.1,
