@@ -39,7 +39,8 @@ def test_a_pretraining_reads_no_label_and_evaluates_nothing(path):
     assert cfg.model.type == 'InteractionPretrainer'
     for _, steps in pipelines(cfg):
         assert 'LoadAnnotations' not in steps
-    assert cfg.model.teacher.present in ('teacher', 'captions', 'all')  # not labels
+    # not from labels
+    assert cfg.model.teacher.present in ('teacher', 'captions', 'all')
     for split in ('val', 'test'):
         parts = [f'{split}_{part}' for part in ('cfg', 'dataloader', 'evaluator')]
         assert [cfg[part] for part in parts] == [None] * 3
@@ -86,7 +87,8 @@ def test_a_mixed_batch_has_labels_in_one_branch_and_none_in_the_other(path):
         last = part.pipeline[-1]
         assert last.type == 'MultiBranch' and branch in last
         assert list(last.branch_field) == ['sup', 'unsup']
-    assert cfg.model.teacher.present in ('teacher', 'captions', 'all')  # not labels
+    # not from labels
+    assert cfg.model.teacher.present in ('teacher', 'captions', 'all')
     assert cfg.model.sup_labels is True  # what is known of them is used, as in way A
     loader = cfg.train_dataloader
     assert loader.batch_size == loader.sampler.batch_size
