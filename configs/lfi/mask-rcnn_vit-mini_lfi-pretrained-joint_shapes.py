@@ -1,5 +1,5 @@
-# Starts from LFI on scenes without labels, and keeps the teacher beside the labels. Slower
-# steps the deeper a layer lies keep what was learned before:
+# Starts from LFI on scenes without labels, and keeps the teacher beside the labels.
+# Slower steps in deeper layers keep what was learned before:
 #   python tools/train.py configs/lfi_pretrain/vit-mini_lfi_shapes.py
 _base_ = './mask-rcnn_vit-mini_lfi-coca_shapes.py'
 
