@@ -93,7 +93,7 @@ class TaskMaker:
         self._own_folders = dict(self.folders)
         self._data: dict[str, SettingData] = {}
         self._names: dict[str, dict[str, str]] = {}
-        self._recipes: dict[tuple[str, str], list[str]] = {}
+        self._recipes: dict[tuple[str, str], tuple[str, list[str]]] = {}
         self._digests: dict[tuple[str, int], dict[str, str]] = {}
         self._stages: dict[str, Task] = {}
 
@@ -104,13 +104,13 @@ class TaskMaker:
         twin = self.study.arms[arm.twin] if arm.twin else arm
         start = self._start(setting, twin, labels, seed)
         variables = self._variables(setting, arm, seed, labels)
-        recipes = self._recipe_hashes(setting, arm)
+        recipe, stage_recipes = self._recipe_hashes(setting, arm)
         needs: list[Task] = []
         for number, stage in enumerate(arm.stages):
             cfg = self._stage_config(
                 stage, setting, arm, seed, start, variables, _checkpoints(needs)
             )
-            task = self._stage(stage, cfg, setting, seed, needs, recipes[number])
+            task = self._stage(stage, cfg, setting, seed, needs, stage_recipes[number])
             needs.append(task)
             _name_checkpoint(variables, stage, task.checkpoint)
         cfg = self._run_config(
@@ -140,7 +140,7 @@ class TaskMaker:
                     [content['optim_wrapper'], content.get('param_scheduler')]
                 ),
                 data_hash=self._digests[key],
-                recipe_hash=recipes[-1],
+                recipe_hash=recipe,
                 needs=[task.id for task in needs],
             ),
             needs=needs,
@@ -174,18 +174,20 @@ class TaskMaker:
             arm=arm.name,
         )
 
-    def _recipe_hashes(self, setting: Setting, arm: Arm) -> list[str]:
-        """What all seeds of an arm share: digests of its stages and of its run.
+    def _recipe_hashes(self, setting: Setting, arm: Arm) -> tuple[str, list[str]]:
+        """What all seeds of an arm share: digests of its run and of its stages.
 
         They are of the configs as they are with names in the place of what depends on
         the seed, so that options may use it as well, and of the files they name. That
-        of a training has those of the stages before it.
+        of a training has those of the stages before it. Settings that differ in the
+        amount of labels share a stage, so only that of a run has the amount.
         """
         key = setting.name, arm.name
         if key not in self._recipes:
             seed, start, labels = -1, Path('/START'), Path('/LABELS/instances_.json')
             variables = self._variables(setting, arm, seed, labels)
             recipes: list[str] = []
+            stages: list[str] = []
             paths: list[str] = []
 
             def add(cfg: Config) -> None:
@@ -193,6 +195,7 @@ class TaskMaker:
                 files = named_files(content, ROOT, ROOT / 'configs')
                 whole = [content, files, setting.labels, recipes]
                 recipes.append(self._digest(setting, whole))
+                stages.append(self._digest(setting, [content, files, stages]))
 
             for number, stage in enumerate(arm.stages):
                 add(
@@ -203,7 +206,7 @@ class TaskMaker:
                 paths.append(f'/STAGE{number}')
                 _name_checkpoint(variables, stage, paths[-1])
             add(self._run_config(setting, arm, seed, start, labels, variables, paths))
-            self._recipes[key] = recipes
+            self._recipes[key] = recipes[-1], stages[:-1]
         return self._recipes[key]
 
     def _run_config(

@@ -268,6 +268,16 @@ def test_seeds_share_their_recipe_and_what_is_trained_otherwise_does_not(tmp_pat
     assert recipe(tmp_path, arm=arm) == found[0]
 
 
+def test_a_stage_that_amounts_of_labels_share_has_one_recipe(tmp_path):
+    few, all_ = (
+        runs(tmp_path, arm=dict(stages=[PRE]), labels=labels)[0]
+        for labels in ('75%', '100%')
+    )
+    (first,), (second,) = few.needs, all_.needs
+    assert few.facts['recipe_hash'] != all_.facts['recipe_hash']
+    assert first.facts['recipe_hash'] == second.facts['recipe_hash']
+
+
 def test_stages_of_two_seeds_share_their_recipe(tmp_path):
     first, second = (run.needs[0] for run in runs(tmp_path, arm=dict(stages=[PRE])))
     assert first.digest != second.digest
