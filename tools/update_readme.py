@@ -315,11 +315,12 @@ DOCUMENTS: dict[str, Blocks] = {
     'README.md': dict(
         demo=('demo.json', demo),
         costs=('benchmark.json', costs),
-        study=('scenes/report.json', main_table),
+        study=('confirm/report.json', main_table),
     ),
     'docs/results/README.md': dict(
         gate=('teacher/teacher.json', gate),
         gates=('teacher/domains/*.json', gates),
+        confirm=('confirm/report.json', study),
         scenes=('scenes/report.json', study),
     ),
 }

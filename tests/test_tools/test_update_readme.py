@@ -17,7 +17,7 @@ TEXT = (
 )
 RESULTS_TEXT = (
     '<!-- gate:start --><!-- gate:end -->\n<!-- gates:start --><!-- gates:end -->\n'
-    '<!-- scenes:start --><!-- scenes:end -->'
+    '<!-- confirm:start --><!-- confirm:end --><!-- scenes:start --><!-- scenes:end -->'
 )
 BAR = dict(
     name='mask', arms=['lfi', 'twin'], setting='s', metric='segm_mAP', test='val',
@@ -49,7 +49,9 @@ def write_study(folder):
         for seed in (0, 1)
     ]
     lines.write(results, lines.plan(bars=[BAR]), *runs)
-    write_report(make_report([results], ['tools/report.py', 'x']), folder / 'scenes')
+    report = make_report([results], ['tools/report.py', 'x'])
+    for name in ('confirm', 'scenes'):
+        write_report(report, folder / name)
 
 
 def write_gate(folder):
@@ -217,8 +219,8 @@ def test_the_results_show_arms_commands_and_the_gate(results):
 
 
 def test_a_study_that_was_not_run_is_named(results):
-    (results / 'scenes' / 'report.json').unlink()
-    with pytest.raises(FileNotFoundError, match='scenes.*see tools/report'):
+    (results / 'confirm' / 'report.json').unlink()
+    with pytest.raises(FileNotFoundError, match='confirm.*see tools/report'):
         update_readme.fill(TEXT, results)
 
 
