@@ -14,6 +14,7 @@ PAIRS = [
     ('mask-rcnn_vit-s_coco.py', 'mask-rcnn_vit-s_lfi_coco.py'),
     ('mask-rcnn_vit-mini_shapes.py', 'mask-rcnn_vit-mini_lfi_shapes.py'),
     ('mask-rcnn_vit-t_coco-mini.py', 'mask-rcnn_vit-t_lfi_coco-mini.py'),
+    ('mask-rcnn_vit-mini_coco-mini.py', 'mask-rcnn_vit-mini_lfi_coco-mini.py'),
 ]
 
 
