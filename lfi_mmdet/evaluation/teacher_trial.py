@@ -173,6 +173,7 @@ def _ask_all(teacher: dict) -> dict:
         cfg['present'] = 'all'
     if cfg.get('texts') == 'captions':
         cfg.update(texts='classes', max_free=0)
+    cfg.pop('more_texts', None)  # no labels tell where they are
     if 'teachers' in cfg:
         cfg['teachers'] = [_ask_all(one) for one in cfg['teachers']]
     if cfg.get('teacher'):  # that of a wrapper

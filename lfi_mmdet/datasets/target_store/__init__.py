@@ -5,7 +5,7 @@ from .errors import MissingTargetsError, TargetStoreError
 from .meta import FORMAT_VERSION, TARGETS_VERSION, StoreMeta, differences
 from .record import StoredTargets
 from .store import TargetStoreReader, TargetStoreWriter, prepare_store
-from .teacher_config import inner_teacher, plain_teacher
+from .teacher_config import inner_teacher, more_texts, plain_teacher
 
 __all__ = [
     'DTYPES',
@@ -22,6 +22,7 @@ __all__ = [
     'encode',
     'error_bound',
     'inner_teacher',
+    'more_texts',
     'plain_teacher',
     'prepare_store',
     'total_variation',

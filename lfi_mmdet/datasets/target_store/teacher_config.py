@@ -37,6 +37,18 @@ def inner_teacher(cfg: Mapping[str, Any], key: str = 'model.teacher') -> dict:
     return inner_teacher(cfg['teacher'], f'{key}.teacher')
 
 
+def more_texts(cfg: Mapping[str, Any]) -> tuple[str, ...]:
+    """The texts that a teacher has beyond the classes, as its config says.
+
+    Args:
+        cfg: Config of a teacher; of several in one the first, since all share them.
+    """
+    for inner in [*cfg.get('teachers', ()), cfg.get('teacher')]:
+        if inner:
+            return more_texts(inner)
+    return tuple(cfg.get('more_texts', ()))
+
+
 def plain_teacher(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """Bring the config of a teacher into the form that stores keep.
 

@@ -72,9 +72,14 @@ class Distiller(BaseModule, metaclass=ABCMeta):
         """Index of the last output of the backbone that a loss looks at."""
         return None
 
-    def check_classes(self, num_classes: int) -> None:
-        """Check that the classes fit the student; called before they are encoded."""
-        del num_classes
+    def check_classes(self, num_classes: int, num_more: int = 0) -> None:
+        """Check that the texts fit the student; called before they are encoded.
+
+        Args:
+            num_classes: Number of classes.
+            num_more: Number of the teacher's ``more_texts``.
+        """
+        del num_classes, num_more
 
     def check_texts(self, num_texts: int) -> None:
         """Check that the rows of the teacher's targets fit the student."""

@@ -134,22 +134,25 @@ class InteractionDistiller(Distiller):
         queries = any(loss.uses_queries for loss in self.losses.values())
         return (last if maps else None), (last if queries else None)
 
-    def check_classes(self, num_classes: int) -> None:
-        """Check that there are as many classes as queries tied to one.
+    def check_classes(self, num_classes: int, num_more: int = 0) -> None:
+        """Check that there are as many texts as queries tied to one.
 
         Raises:
             ValueError: If there are not.
         """
-        tied = self.num_tied
-        if self.assignment is None and num_classes != tied:
+        tied, texts = self.num_tied, num_classes + num_more
+        given = f'{num_classes} class names'
+        if num_more:
+            given += f' and {num_more} teacher.more_texts'
+        if self.assignment is None and texts != tied:
             raise ValueError(
-                f'{num_classes} class names, but backbone.num_queries={tied}; '
-                'query k belongs to class k'
+                f'{given}, but backbone.num_queries={tied}; query k belongs to class k'
+                + (', those after the classes to the further texts' if num_more else '')
             )
-        if tied not in (0, num_classes):
+        if tied not in (0, texts):
             raise ValueError(
-                f'{num_classes} class names, but distiller.assignment.num_tied='
-                f'{tied}; choose {num_classes}, or 0 to tie no query to a class'
+                f'{given}, but distiller.assignment.num_tied={tied}; choose {texts}, '
+                'or 0 to tie no query to a text'
             )
 
     def check_texts(self, num_texts: int) -> None:

@@ -89,16 +89,16 @@ class TeacherMixin(Model):
         return plain_preprocessor(self.data_preprocessor)
 
     def set_class_names(self, class_names: Sequence[str]) -> None:
-        """Give the teacher its texts, one per class.
+        """Give the teacher its texts, one per class; its ``more_texts`` follow them.
 
         Raises:
-            ValueError: If their number is not that of the queries tied to a class, or
-                a teacher that already has texts has others.
+            ValueError: If the number of texts is not that of the queries tied to one,
+                or a teacher that already has texts has others.
         """
         if self.teacher is None:
             return
         assert self.distiller is not None
-        self.distiller.check_classes(len(class_names))
+        self.distiller.check_classes(len(class_names), len(self.teacher.more_texts))
         known = self.teacher.class_names
         if known is not None and known != tuple(class_names):
             odd = sorted(set(known) ^ set(class_names)) or 'the order'

@@ -63,6 +63,8 @@ class FrozenTeacher(metaclass=ABCMeta):
     PRESENT: tuple[str, ...] = ('ground_truth', 'all')
     #: Names of the accepted ``reading`` choices, the default first
     READINGS: tuple[str, ...] = ('attention',)
+    #: Texts that are asked for after those of the classes
+    more_texts: tuple[str, ...] = ()
     #: Names of the accepted ``precision`` choices
     PRECISIONS = ('bfloat16', 'float16')
 
@@ -114,8 +116,8 @@ class FrozenTeacher(metaclass=ABCMeta):
 
     @property
     def num_texts(self) -> int:
-        """Number of rows T of the targets; one per class if not overridden."""
-        return len(self.class_names or ())
+        """Number of rows T of the targets: classes, then :attr:`more_texts`."""
+        return len(self.class_names or ()) + len(self.more_texts)
 
     @property
     def feature_dims(self) -> int | None:

@@ -13,7 +13,11 @@ from torch import Tensor, nn
 
 from lfi_mmdet.datasets.target_store.meta import StoreMeta, differences
 from lfi_mmdet.datasets.target_store.store import TargetStoreReader
-from lfi_mmdet.datasets.target_store.teacher_config import inner_teacher, plain_teacher
+from lfi_mmdet.datasets.target_store.teacher_config import (
+    inner_teacher,
+    more_texts,
+    plain_teacher,
+)
 from lfi_mmdet.datasets.transforms.geometry import CUT, MOVE, PAD
 from lfi_mmdet.engine.preflight import InputError
 from lfi_mmdet.structures import InteractionTargets
@@ -60,6 +64,7 @@ class CachedTeacher(FrozenTeacher):
         self._check_store(teacher, weights_sha256)
         assert self.meta.classes is not None
         self.class_names = tuple(self.meta.classes)
+        self.more_texts = more_texts(self.meta.teacher or {})
         #: What the transforms in front of each checked LoadCachedTargets may do
         self._checked: dict[str, frozenset[str]] = {}
 
@@ -102,7 +107,7 @@ class CachedTeacher(FrozenTeacher):
 
     @property
     def num_texts(self) -> int:
-        """One row per class, then one per free word."""
+        """One row per class, then one per further text or free word."""
         return self.meta.num_texts or len(self.class_names or ())
 
     @property

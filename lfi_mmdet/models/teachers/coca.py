@@ -236,7 +236,7 @@ class CoCaTeacher(PromptTeacher):
 
     def _class_latents(self, latents: Tensor, rows: Tensor) -> Tensor:
         """Mean direction of the prompts of each class, (T, E)."""
-        total = latents.new_zeros(len(self.class_names or ()), latents.shape[1])
+        total = latents.new_zeros(self.num_prompted, latents.shape[1])
         return F.normalize(total.index_add(0, rows.to(latents.device), latents), dim=-1)
 
     # -- images ------------------------------------------------------------------------

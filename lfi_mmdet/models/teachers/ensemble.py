@@ -91,6 +91,11 @@ class EnsembleTeacher(FrozenTeacher):
         return self.teachers[0].num_texts
 
     @property
+    def more_texts(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Those of the first teacher, which all share."""
+        return self.teachers[0].more_texts
+
+    @property
     def feature_dims(self) -> int | None:
         """Sum of the widths; None if a teacher has no features."""
         total = 0
@@ -125,6 +130,11 @@ class EnsembleTeacher(FrozenTeacher):
                     f'teacher.teachers.{index} has other class names than the rest: '
                     f'they differ in {odd or "the order"}'
                 )
+        more = [teacher.more_texts for teacher in self.teachers]
+        if len(set(more)) > 1:
+            raise ValueError(
+                f'teacher.teachers have the more_texts {more}; give all the same'
+            )
         counts = [teacher.num_texts for teacher in self.teachers]
         if len(set(counts)) > 1:
             raise ValueError(

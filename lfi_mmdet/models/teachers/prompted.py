@@ -55,6 +55,10 @@ class PromptTeacher(FrozenTeacher):
             ``LoadCaptions``. A class counts as present if a caption names it and,
             with ``present='ground_truth'``, the image has it; free words always do.
         max_free: With captions, rows for words that name no class.
+        more_texts: Texts that are no classes, but have maps worth learning, such as
+            ``'red object'`` or ``'sky'``: their rows, and queries, come after those of
+            the classes. Nobody says which images show them, so this needs
+            ``present='all'``.
         **common: For :class:`FrozenTeacher`. Here ``present`` may also be
             ``'captions'``: the classes that a caption of the image names, asked for in
             their own prompts. So images need no labels; the pipeline then needs
@@ -77,9 +81,11 @@ class PromptTeacher(FrozenTeacher):
         synonyms: str | Mapping[str, Sequence[str]] | None = None,
         texts: str = 'classes',
         max_free: int = 0,
+        more_texts: Sequence[str] = (),
         **common: Any,
     ) -> None:
         super().__init__(view=view, **common)
+        self.more_texts = self._checked_more_texts(more_texts, texts)
         check_choice('texts', texts, self.TEXTS)
         if max_free and texts != 'captions':
             raise ValueError(
@@ -111,6 +117,23 @@ class PromptTeacher(FrozenTeacher):
             fill_template(one, [])
         self.text_source, self.max_free, self.synonyms = texts, max_free, synonyms
         self._rows = torch.zeros(0, dtype=torch.long)
+
+    def _checked_more_texts(
+        self, more_texts: Sequence[str], texts: str
+    ) -> tuple[str, ...]:
+        if isinstance(more_texts, str):
+            raise ValueError(f'teacher.more_texts={more_texts!r} must be a list')
+        names = tuple(more_texts)
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f'teacher.more_texts has {twice} more than once')
+        if names and (texts != 'classes' or self.present != 'all'):
+            raise ValueError(
+                "teacher.more_texts needs teacher.texts='classes' and teacher.present="
+                f"'all', not {texts!r} and {self.present!r}: nobody says which images "
+                'show them'
+            )
+        return names
 
     # -- what a subclass implements ----------------------------------------------------
     @abstractmethod
@@ -172,15 +195,29 @@ class PromptTeacher(FrozenTeacher):
 
     # -- class prompts -----------------------------------------------------------------
     @property
+    def num_prompted(self) -> int:
+        """Number of texts that have prompts: classes, then :attr:`more_texts`."""
+        return len(self.class_names or ()) + len(self.more_texts)
+
+    @property
     def num_texts(self) -> int:
-        """One row per class, then one per free word."""
-        return len(self.class_names or ()) + self.max_free
+        """One row per class, then one per further text or free word."""
+        return self.num_prompted + self.max_free
 
     @torch.no_grad()
     def encode_texts(self, class_names: Sequence[str]) -> None:
-        """Encode the prompts of all classes, once."""
+        """Encode the prompts of all classes and further texts, once.
+
+        Raises:
+            ValueError: If a further text is a class.
+        """
+        known = sorted(set(class_names) & set(self.more_texts))
+        if known:
+            raise ValueError(f'teacher.more_texts has {known}, which are classes')
         synonyms = class_synonyms(class_names, self.synonyms)
-        prompts = class_prompts(self.templates, class_names, synonyms)
+        synonyms = [*synonyms, *[()] * len(self.more_texts)]
+        names = [*class_names, *self.more_texts]
+        prompts = class_prompts(self.templates, names, synonyms)
         rows = torch.tensor([prompt.row for prompt in prompts], dtype=torch.long)
         self.texts, self._rows = self.merge_prompts(self.encode_prompts(prompts), rows)
 
@@ -209,10 +246,10 @@ class PromptTeacher(FrozenTeacher):
         if scores is None:
             return None
         scores = scores.float()
-        if len(self._rows) == len(self.class_names or ()):
+        if len(self._rows) == self.num_prompted:
             return scores
         rows = self._rows.to(scores.device).expand(len(scores), -1)
-        best = scores.new_zeros(len(scores), len(self.class_names or ()))
+        best = scores.new_zeros(len(scores), self.num_prompted)
         return best.scatter_reduce(1, rows, scores, 'amax')
 
     def _gather(
@@ -260,6 +297,8 @@ class PromptTeacher(FrozenTeacher):
         if tokens is None:
             return targets
         embeds = self.class_embeds() if self.wants_tokens == 'joint' else None
+        if embeds is not None:
+            embeds = embeds[: len(self.class_names or ())]
         return replace(
             targets,
             tokens=tokens.float().unflatten(2, self.grid_size),

@@ -78,6 +78,11 @@ class TeacherWrapper(FrozenTeacher):
         return self._inner.num_texts
 
     @property
+    def more_texts(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Those of the teacher inside."""
+        return self._inner.more_texts
+
+    @property
     def feature_dims(self) -> int | None:
         """Those of the teacher inside."""
         return self._inner.feature_dims
