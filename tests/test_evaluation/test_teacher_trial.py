@@ -143,3 +143,11 @@ def test_objects_without_masks_are_found_before_images_are_loaded():
     check_masks(Boxes(), 1)
     with pytest.raises(InputError, match=r'1\.png has objects without masks'):
         check_masks(Boxes(), 5)
+
+
+def test_texts_that_are_no_classes_are_not_asked_about():
+    inner = dict(type='Reader', more_texts=['sea'])
+    cfg = dict(type='Reader', more_texts=['sky'], teacher=inner)
+    found = trial_config(cfg, 'gradient')
+    assert 'more_texts' not in found and 'more_texts' not in found['teacher']
+    assert cfg['more_texts'] == ['sky'], 'the config itself is left alone'

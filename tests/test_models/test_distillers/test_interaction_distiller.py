@@ -198,3 +198,14 @@ def test_impossible_configs_are_refused_when_built(kwargs, error, message):
 def test_another_number_of_texts_than_queries_is_refused():
     with pytest.raises(ValueError, match='4 texts, but backbone.num_queries=3'):
         run(make_distiller(), make_trace(), make_targets(texts=4))
+
+
+def test_further_texts_have_queries_of_their_own():
+    make_distiller().check_classes(2, num_more=1)
+    message = '3 class names and 1 teacher.more_texts, but backbone.num_queries=3; .*'
+    with pytest.raises(ValueError, match=message + 'after the classes'):
+        make_distiller().check_classes(3, num_more=1)
+    tied = make_distiller(assignment=dict(type='HungarianAssignment', num_tied=2))
+    tied.check_classes(1, num_more=1)
+    with pytest.raises(ValueError, match='1 teacher.more_texts.*choose 3, or 0'):
+        tied.check_classes(2, num_more=1)

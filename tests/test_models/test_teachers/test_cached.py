@@ -151,6 +151,19 @@ def test_what_the_teacher_says_about_itself(folder):
         teacher.interact(torch.zeros(1, 3, 8, 8), None)
 
 
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_further_texts_are_those_of_the_stored_teacher(folder, wrapped):
+    cfg = dict(type='CoCaTeacher', model='coca', more_texts=['sky'], present='all')
+    cfg = dict(type='EnsembleTeacher', teachers=[cfg, cfg]) if wrapped else cfg
+    records = {i: some_record((0, 1, 2, 3), seed=i) for i in range(1, 5)}
+    name = f'sky-{wrapped}'
+    write_store(folder / name, records, teacher=cfg, num_texts=4)
+    teacher, batch = ask(folder, 0, 2, store=name)
+    assert teacher.class_names == CLASSES and teacher.more_texts == ('sky',)
+    assert teacher.num_texts == 4
+    assert teacher(*batch, compact=False).maps.shape[2] == 4
+
+
 def test_a_config_builds_it(folder):
     cfg = dict(type='CachedTeacher', store=str(folder / 'store'))
     teacher = build_part(cfg, FrozenTeacher, 'model.teacher')

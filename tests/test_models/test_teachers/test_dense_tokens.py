@@ -138,3 +138,13 @@ def test_constant_tokens_stay_constant_where_tiles_overlap():
     tokens = torch.full((2 * 4, 1, 4, 4, 5), 3.0)
     found = stitch_tokens(tokens, (2, 2), (2, 1))
     torch.testing.assert_close(found, torch.full((2, 1, 6, 7, 5), 3.0))
+
+
+def test_further_texts_are_no_classes_that_a_region_can_have(saved):
+    file = saved('tiny-coca')[1]
+    plain = asked(teacher_of('tiny-coca', file), 'joint').class_embeds
+    teacher = teacher_of('tiny-coca', file, more_texts=[CLASSES[0] * 2], present='all')
+    teacher.wants_tokens = 'joint'
+    found = teacher.interact(some_images(), torch.ones(2, 4, dtype=torch.bool))
+    assert found.maps.shape[2] == 4
+    torch.testing.assert_close(found.class_embeds, plain)

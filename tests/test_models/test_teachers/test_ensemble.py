@@ -23,12 +23,13 @@ class FixedTeacher(FrozenTeacher):
 
     def __init__(
         self, seed=0, layers=2, grid=4, dims=5, present='ground_truth', scored=False,
-        reading=None, related=False, extra=0, class_names=None,
+        reading=None, related=False, extra=0, class_names=None, more_texts=(),
     ):  # fmt: skip
         super().__init__(view=dict(size=8), present=present, reading=reading)
         self.freeze(nn.Linear(2, 2))
         self.seed, self.num, self.grid, self.dims = seed, layers, grid, dims
         self.scored, self.related, self.extra = scored, related, extra
+        self.more_texts = tuple(more_texts)
         if class_names is not None:
             self.set_class_names(class_names)
 
@@ -239,6 +240,15 @@ def test_class_names_are_shared_or_have_to_agree():
     more = [members[0], dict(members[1], extra=2)]
     with pytest.raises(ValueError, match=r'\[3, 5\] texts; .* the same max_free'):
         EnsembleTeacher(more, class_names=CLASSES)
+
+
+def test_further_texts_are_shared():
+    sky, sea = (dict(type='FixedTeacher', more_texts=[name]) for name in ('sky', 'sea'))
+    assert EnsembleTeacher([sky, sky], class_names=CLASSES).more_texts == ('sky',)
+    with pytest.raises(
+        ValueError, match=r"more_texts \[\('sky',\), \('sea',\)\]; give"
+    ):
+        EnsembleTeacher([sky, sea], class_names=CLASSES)
 
 
 def test_a_member_is_named_when_it_cannot_be_built():

@@ -21,10 +21,10 @@ class LetterTeacher(PromptTeacher):
     grid_size = (2, 2)
     num_layers = 1
 
-    def __init__(self, **options):
+    def __init__(self, named=CLASSES, **options):
         super().__init__(view=dict(size=4), **options)
         self.freeze(nn.Linear(1, 1))
-        self.set_class_names(CLASSES)
+        self.set_class_names(named)
 
     def encode_prompts(self, prompts):
         return dict(letters=torch.tensor([float(len(p.text)) for p in prompts]))
@@ -138,3 +138,49 @@ def test_tiles_that_attention_cannot_tell_apart_are_warned_of(
     monkeypatch.setattr(LetterTeacher, 'READINGS', ('attention', 'similarity'))
     LetterTeacher(**options)
     assert ['count nearly alike' in text for text in seen] == [True] * warned
+
+
+def test_further_texts_have_the_maps_of_classes_of_that_name_after_the_classes(pixels):
+    batch = [sample_of([0])] * 2
+    teacher = LetterTeacher(more_texts=['sky', 'sandy beach'], present='all')
+    assert teacher.num_texts == 5 and teacher.class_names == CLASSES
+    found = teacher(pixels, batch, None, compact=False)
+    plain = LetterTeacher(present='all', named=(*CLASSES, 'sky', 'sandy beach'))
+    every = plain(pixels, batch, None, compact=False)
+    assert found.present.all() and found.present.shape == (2, 5)
+    for name in ('maps', 'features', 'log_mass'):
+        torch.testing.assert_close(getattr(found, name), getattr(every, name))
+
+
+def test_further_texts_keep_their_rows_where_classes_have_several_prompts(pixels):
+    options = dict(
+        template=['a {}', 'the photo of a {}'],
+        synonyms=dict(dog=['good old hound']),
+        more_texts=['sky'],
+        present='all',
+    )
+    teacher = LetterTeacher(**options)
+    teacher.wants_scores = True
+    found = teacher(pixels, [sample_of([])] * 2, None)
+    letters = torch.tensor([18.0, 29.0, 19.0, 18.0])  # 'the photo of a ' is 15 long
+    torch.testing.assert_close(
+        found.scores, (letters / 100).expand(2, -1), atol=1e-3, rtol=0
+    )
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(more_texts='sky'), "more_texts='sky' must be a list"),
+        (dict(more_texts=['sky', 'sea', 'sky']), r"has \['sky'\] more than once"),
+        (dict(more_texts=['sky', 'dog']), r"has \['dog'\], which are classes"),
+        (dict(more_texts=['sky'], present='ground_truth'), "present='all', not .*'gro"),
+        (
+            dict(more_texts=['sky'], texts='captions'),
+            "texts='classes' .* not 'captions",
+        ),
+    ],
+)
+def test_further_texts_that_nobody_can_place_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        LetterTeacher(**{'present': 'all', **options})
