@@ -317,7 +317,7 @@ def test_files_that_a_config_names():
 
 # -- the studies of this project -------------------------------------------------------
 @pytest.mark.parametrize(
-    'name', ['scenes', 'confirm', 'domains', 'ablations', 'controls']
+    'name', ['scenes', 'confirm', 'domains', 'ablations', 'controls', 'doses']
 )
 def test_all_trainings_of_our_studies_can_be_made(tmp_path, name):
     path = ROOT / f'configs/studies/{name}.yaml'
