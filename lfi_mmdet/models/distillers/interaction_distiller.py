@@ -216,6 +216,7 @@ class InteractionDistiller(Distiller):
                 logits = take_rows(logits, queries, 2)
                 vectors = take_rows(vectors, queries, 1)
             features, relations = targets.features, targets.relations
+            mass = targets.log_mass
             pairs.append(
                 InteractionPair(
                     log_attention=student_log_attention(logits, trace.valid),
@@ -225,6 +226,9 @@ class InteractionDistiller(Distiller):
                     else vectors.float(),
                     features=None if features is None else features[:, t],
                     relations=None if relations is None else relations[:, t],
+                    logits=logits,
+                    log_mass=None if mass is None else mass[:, t],
+                    valid=trace.valid,
                 )
             )
         return pairs, present

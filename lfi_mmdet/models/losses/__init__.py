@@ -12,6 +12,7 @@ from .dense import (
 from .dynamics import InteractionDynamicsLoss
 from .feature import InteractionFeatureLoss
 from .relation import InteractionRelationLoss
+from .text import InteractionTextLoss
 
 __all__ = [
     'ACAMLoss',
@@ -22,6 +23,7 @@ __all__ = [
     'InteractionDynamicsLoss',
     'InteractionFeatureLoss',
     'InteractionRelationLoss',
+    'InteractionTextLoss',
     'MGDLoss',
     'RKDLoss',
     'TRGLoss',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABCMeta, abstractmethod
 from dataclasses import dataclass
 
@@ -26,6 +27,10 @@ class InteractionPair:
         queries: Student queries after this layer, (B, P, d).
         features: Teacher's text-conditioned features, (B, P, C), or None.
         relations: Their cosines, (B, P, P), where the features are not at hand.
+        logits: What the student's maps are made of, (B, h, P, N).
+        log_mass: What the teacher's maps summed to, see
+            :class:`~lfi_mmdet.structures.InteractionTargets`, (B, P); or None.
+        valid: Bool (B, N), False on padding; None if nothing is padded.
     """
 
     log_attention: Tensor
@@ -33,6 +38,25 @@ class InteractionPair:
     queries: Tensor
     features: Tensor | None = None
     relations: Tensor | None = None
+    logits: Tensor | None = None
+    log_mass: Tensor | None = None
+    valid: Tensor | None = None
+
+    def log_texts(self, absent: Tensor) -> Tensor:
+        """Log of the student's share of each text at a place, heads averaged.
+
+        Args:
+            absent: Bool (B, P, 1), rows that are left out.
+
+        Returns:
+            (B, P, N), at least float32; over P the shares sum to 1.
+        """
+        assert self.logits is not None, 'given by InteractionDistiller'
+        logits = (
+            self.logits if self.logits.dtype == torch.float64 else self.logits.float()
+        )
+        logits = logits.masked_fill(absent[:, None], -1e4)
+        return logits.log_softmax(2).logsumexp(1) - math.log(logits.shape[1])
 
 
 class InteractionLoss(BaseModule, metaclass=ABCMeta):

@@ -1,21 +1,24 @@
-"""The four losses of DESIGN section 2, by hand and by gradcheck."""
+"""The losses on interactions, by hand and by gradcheck."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from lfi_mmdet.models.distillers.interaction_distiller import student_log_attention
 from lfi_mmdet.models.losses import (
     InteractionAttentionLoss,
     InteractionDynamicsLoss,
     InteractionFeatureLoss,
     InteractionRelationLoss,
+    InteractionTextLoss,
 )
 from lfi_mmdet.models.losses.base import InteractionPair
 from lfi_mmdet.structures import InteractionSpec
 
-B, K, N, D, C = 2, 3, 5, 4, 6
+B, K, N, D, C, HEADS = 2, 3, 5, 4, 6, 2
 PRESENT = torch.tensor([[True, True, False], [True, True, True]])
 
 
@@ -37,6 +40,8 @@ def make_pairs(layers=2, seed=0, dtype=torch.float64):
             target=randn(B, K, N).softmax(-1),
             queries=randn(B, K, D),
             features=randn(B, K, C),
+            logits=randn(B, HEADS, K, N),
+            log_mass=randn(B, K),
         )
         for _ in range(layers)
     ]
@@ -47,6 +52,7 @@ LOSSES = [
     InteractionRelationLoss,
     InteractionDynamicsLoss,
     InteractionFeatureLoss,
+    InteractionTextLoss,
 ]
 
 
@@ -55,7 +61,8 @@ def test_gradients_are_right(cls):
     loss = make_loss(cls).double()
     pairs = make_pairs()
     logits = [
-        torch.randn(B, K, N, dtype=torch.float64, requires_grad=True) for _ in pairs
+        torch.randn(B, HEADS, K, N, dtype=torch.float64, requires_grad=True)
+        for _ in pairs
     ]
     queries = [
         torch.randn(B, K, D, dtype=torch.float64, requires_grad=True) for _ in pairs
@@ -63,7 +70,12 @@ def test_gradients_are_right(cls):
 
     def value(*inputs):
         changed = [
-            InteractionPair(z.log_softmax(-1), pair.target, q, pair.features)
+            replace(
+                pair,
+                log_attention=student_log_attention(z, None),
+                logits=z,
+                queries=q,
+            )
             for pair, z, q in zip(pairs, inputs[:2], inputs[2:])
         ]
         return loss(changed, PRESENT)
@@ -84,6 +96,8 @@ def test_absent_texts_weigh_nothing(cls):
         pair.target[0, 2] = 0
         pair.queries[0, 2] += 1
         pair.features[0, 2] -= 1
+        pair.logits[0, :, 2] += 1
+        pair.log_mass[0, 2] = torch.finfo(torch.float32).min
     assert loss(pairs, PRESENT).item() == pytest.approx(loss(other, PRESENT).item())
 
 
@@ -93,6 +107,7 @@ def test_without_any_text_the_loss_is_zero_but_keeps_its_graph(cls):
     pairs = make_pairs()
     for pair in pairs:
         pair.log_attention.requires_grad_()
+        pair.logits.requires_grad_()
         pair.queries.requires_grad_()
     value = loss(pairs, torch.zeros(B, K, dtype=torch.bool))
     value.backward()
@@ -100,7 +115,7 @@ def test_without_any_text_the_loss_is_zero_but_keeps_its_graph(cls):
     gradients = [
         g
         for p in pairs
-        for g in (p.log_attention.grad, p.queries.grad)
+        for g in (p.log_attention.grad, p.logits.grad, p.queries.grad)
         if g is not None
     ]
     assert gradients and all(torch.isfinite(g).all() for g in gradients)
@@ -210,3 +225,50 @@ def test_feature_is_one_minus_the_cosine_of_projected_queries():
 def test_impossible_settings_are_refused(cls, kwargs, message):
     with pytest.raises(ValueError, match=message):
         cls(**kwargs)
+
+
+# -- which text a place belongs to -----------------------------------------------------
+def text_pair(**changes):
+    """Two texts, three places, one head; the second text is found twice as much."""
+    target = torch.tensor([[[0.5, 0.25, 0.25], [0.25, 0.5, 0.25]]]).double()
+    fields = dict(
+        log_attention=torch.zeros(1, 2, 3).double(),
+        target=target,
+        queries=torch.zeros(1, 2, D).double(),
+        logits=torch.zeros(1, 1, 2, 3).double(),
+        log_mass=torch.tensor([[0.0, math.log(2)]]).double(),
+    )
+    return InteractionPair(**{**fields, **changes})
+
+
+def test_text_compares_what_the_texts_of_an_image_hold_of_each_place():
+    both = torch.ones(1, 2, dtype=torch.bool)
+    # masses 1 and 2: the first text holds 1/2, 1/5 and 1/3 of the places
+    shares = [0.5, 0.2, 1 / 3]
+    by_place = [s * math.log(2 * s) + (1 - s) * math.log(2 * (1 - s)) for s in shares]
+    loss = InteractionTextLoss()
+    assert loss([text_pair()], both).item() == pytest.approx(sum(by_place) / 3)
+    valid = torch.tensor([[True, True, False]])
+    value = loss([text_pair(valid=valid)], both).item()
+    assert value == pytest.approx(sum(by_place[:2]) / 2)
+
+
+def test_text_has_nothing_to_learn_where_the_student_has_the_teachers_raw_maps():
+    both = torch.ones(1, 2, dtype=torch.bool)
+    pair = text_pair()
+    raw = pair.target.log() + pair.log_mass[..., None]
+    heads = raw[:, None].repeat(1, HEADS, 1, 1) + torch.randn(1, HEADS, 1, 3)
+    assert InteractionTextLoss()([replace(pair, logits=heads)], both).item() < 1e-12
+    one = torch.tensor([[True, False]])
+    assert InteractionTextLoss()([pair], one).item() == 0, 'nothing competes'
+
+
+def test_text_is_finite_where_a_map_vanishes():
+    target = torch.tensor([[[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]]).double()
+    value = InteractionTextLoss()([text_pair(target=target)], torch.ones(1, 2).bool())
+    assert torch.isfinite(value) and value > 0
+
+
+def test_text_needs_a_teacher_that_tells_the_mass_of_its_maps():
+    with pytest.raises(ValueError, match='InteractionTextLoss needs the mass'):
+        InteractionTextLoss()([text_pair(log_mass=None)], torch.ones(1, 2).bool())
