@@ -238,7 +238,7 @@ def study(report: dict) -> str:
 
 
 def main_table(report: dict) -> str:
-    """The bars of the main study alone."""
+    """The bars of a study alone."""
     runs = report['runs']
     return (
         f'{bars_table(report["bars"])}\n\n'
@@ -315,13 +315,17 @@ DOCUMENTS: dict[str, Blocks] = {
     'README.md': dict(
         demo=('demo.json', demo),
         costs=('benchmark.json', costs),
-        study=('confirm/report.json', main_table),
+        confirm=('confirm/report.json', main_table),
+        domains=('domains/report.json', main_table),
+        controls=('controls/report.json', main_table),
     ),
     'docs/results/README.md': dict(
         gate=('teacher/teacher.json', gate),
         gates=('teacher/domains/*.json', gates),
         confirm=('confirm/report.json', study),
         scenes=('scenes/report.json', study),
+        domains=('domains/report.json', study),
+        controls=('controls/report.json', study),
     ),
 }
 

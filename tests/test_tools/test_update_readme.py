@@ -6,18 +6,22 @@ import pytest
 
 from lfi_mmdet.evaluation.study.report import make_report, write_report
 from tests.test_evaluation.test_study import lines
-from tools import update_readme
+from tools import demo, update_readme
 
 VERSIONS = dict(python='3.11', torch='2', mmengine='0', mmcv='2', mmdet='3')
 FACTS = dict(gpu=None, cpu_threads=2, versions=VERSIONS, seed=0)
 TEXT = (
     'a\n<!-- demo:start -->\nold\n<!-- demo:end -->\nb\n'
     '<!-- costs:start --><!-- costs:end -->'
-    '<!-- study:start --><!-- study:end -->'
+    '<!-- confirm:start --><!-- confirm:end -->'
+    '<!-- domains:start --><!-- domains:end -->'
+    '<!-- controls:start --><!-- controls:end -->'
 )
 RESULTS_TEXT = (
     '<!-- gate:start --><!-- gate:end -->\n<!-- gates:start --><!-- gates:end -->\n'
     '<!-- confirm:start --><!-- confirm:end --><!-- scenes:start --><!-- scenes:end -->'
+    '<!-- domains:start --><!-- domains:end -->'
+    '<!-- controls:start --><!-- controls:end -->'
 )
 BAR = dict(
     name='mask', arms=['lfi', 'twin'], setting='s', metric='segm_mAP', test='val',
@@ -50,7 +54,7 @@ def write_study(folder):
     ]
     lines.write(results, lines.plan(bars=[BAR]), *runs)
     report = make_report([results], ['tools/report.py', 'x'])
-    for name in ('confirm', 'scenes'):
+    for name in ('confirm', 'scenes', 'domains', 'controls'):
         write_report(report, folder / name)
 
 
@@ -226,3 +230,9 @@ def test_a_study_that_was_not_run_is_named(results):
 
 def test_the_readme_says_what_the_results_say():
     assert update_readme.main(['--check']) == 0
+
+
+def test_the_shown_demo_is_the_demo_of_today():
+    path = update_readme.ROOT / 'docs' / 'results' / 'demo.json'
+    shown = json.loads(path.read_text())
+    assert shown['note'] == demo.NOTE, 'run make demo, and copy what it wrote'
