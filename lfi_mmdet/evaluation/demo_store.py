@@ -75,8 +75,15 @@ def write_demo_store(
 
 def needs_features(cfg: Config) -> bool:
     """Whether a loss of a config compares features, and not only their cosines."""
-    losses = (cfg.model.get('distiller') or {}).get('losses') or {}
-    found: list[Any] = [MODELS.get(loss['type']) for loss in losses.values() if loss]
+    distiller = cfg.model.get('distiller') or {}
+    parts = [
+        distiller,
+        *(part or {} for part in (distiller.get('distillers') or {}).values()),
+    ]
+    losses = [
+        loss for part in parts for loss in (part.get('losses') or {}).values() if loss
+    ]
+    found: list[Any] = [MODELS.get(loss['type']) for loss in losses]
     return any(loss.needs_features and not loss.takes_relations for loss in found)
 
 

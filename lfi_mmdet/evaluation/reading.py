@@ -71,7 +71,9 @@ def read_interactions(model: LFIMixin, batch: dict) -> InteractionReading:
             'model.teacher is None: there is nothing to compare the queries with; '
             'choose a config with a teacher'
         )
-    if not isinstance(model.distiller, InteractionDistiller):
+    parts = model.distiller.parts
+    distiller = next((d for d in parts if isinstance(d, InteractionDistiller)), None)
+    if distiller is None:
         raise ValueError(
             f'model.distiller is a {type(model.distiller).__name__}, which compares no '
             'interactions; choose a config with InteractionDistiller'
@@ -86,7 +88,7 @@ def read_interactions(model: LFIMixin, batch: dict) -> InteractionReading:
         patch = backbone.patch_size
         with backbone.interactions(shapes) as trace:
             backbone(inputs)
-        pairs, present = model.distiller.align(trace, targets, shapes, (patch, patch))
+        pairs, present = distiller.align(trace, targets, shapes, (patch, patch))
     valid = trace.valid
     if valid is None:
         count = trace.grid[0] * trace.grid[1]
@@ -96,7 +98,7 @@ def read_interactions(model: LFIMixin, batch: dict) -> InteractionReading:
         inputs=inputs,
         data_samples=samples,
         pairs=pairs,
-        layers=[(blocks[s], t) for s, t in model.distiller.pairs],
+        layers=[(blocks[s], t) for s, t in distiller.pairs],
         present=present,
         grid=trace.grid,
         valid=valid,

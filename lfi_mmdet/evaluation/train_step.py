@@ -14,6 +14,7 @@ from mmengine.optim import build_optim_wrapper
 from torch import Tensor
 
 from lfi_mmdet.engine.amp import choose_precision
+from lfi_mmdet.models.distillers import Distiller, LossSchedule
 
 
 class TrainStep:
@@ -45,8 +46,7 @@ class TrainStep:
         self.optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
         for group in self.optimizer.param_groups:
             group['lr'] = 0.0
-        schedule = getattr(getattr(model, 'distiller', None), 'schedule', None)
-        if schedule is not None:
+        for schedule in schedules(model):
             # after the warm-up and before the end
             schedule.warmup, schedule.stop = 0, None
 
@@ -102,8 +102,13 @@ class TrainStep:
 
 def interval(model: BaseDetector) -> int:
     """Every how many iterations a detector asks its teacher; 1 without a teacher."""
-    schedule = getattr(getattr(model, 'distiller', None), 'schedule', None)
-    return 1 if schedule is None else schedule.interval
+    return math.lcm(*(schedule.interval for schedule in schedules(model)))
+
+
+def schedules(model: BaseDetector) -> list[LossSchedule]:
+    """Those of all distillers of a detector; none without a teacher."""
+    distiller: Distiller | None = getattr(model, 'distiller', None)
+    return [] if distiller is None else [part.schedule for part in distiller.parts]
 
 
 def common_steps(models: Sequence[BaseDetector]) -> int:

@@ -1,4 +1,5 @@
 from .base import Distiller, build_distiller
+from .combined_distiller import CombinedDistiller
 from .feature_distiller import FeatureDistiller
 from .interaction_distiller import InteractionDistiller
 from .layer_mapping import map_layers
@@ -8,6 +9,7 @@ from .target_grid import resample_maps
 from .teacher_mixin import TeacherMixin
 
 __all__ = [
+    'CombinedDistiller',
     'Distiller',
     'FeatureDistiller',
     'HungarianAssignment',

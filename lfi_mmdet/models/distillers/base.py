@@ -60,9 +60,23 @@ class Distiller(BaseModule, metaclass=ABCMeta):
         """What the constructor has to know about a teacher, as keyword arguments."""
 
     @property
+    def parts(self) -> list[Distiller]:
+        """What compares something: this one, or those it is made of."""
+        return [self]
+
+    @property
+    @abstractmethod
+    def loss_names(self) -> list[str]:
+        """Names of the losses, as :meth:`forward` gives them."""
+
+    @property
     def active(self) -> bool:
         """Whether the teacher is needed in this iteration."""
         return self.schedule.current() > 0
+
+    def connect_regions(self, regions: RegionHead) -> None:
+        """Tell what finds and classifies regions, if it looks at them."""
+        self.regions = regions
 
     def last_supervised(self) -> tuple[int | None, int | None]:
         """Last interaction layer whose maps, and whose queries, a loss looks at."""
@@ -128,13 +142,7 @@ def build_distiller(
     Raises:
         ValueError: If the student or the teacher has not what the distiller needs.
     """
-    kind = find_part(cfg, Distiller, 'model.distiller')
-    if kind.needs_queries and not student.num_queries:
-        raise ValueError(
-            'model.teacher is given, but backbone.num_queries=0: there is nothing to '
-            f'supervise for {kind.__name__}; only FeatureDistiller needs no queries'
-        )
-    distiller = MODELS.build({**cfg, 'student': student, **kind.ask(teacher)})
+    distiller = build_part_distiller(cfg, student, teacher, 'model.distiller')
     if distiller.needs_regions:
         if regions is None:
             raise ValueError(
@@ -142,7 +150,31 @@ def build_distiller(
                 'an RPN and one class branch for all its regions (StandardRoIHead); '
                 'leave it out, or train such a detector'
             )
-        distiller.regions = regions
+        distiller.connect_regions(regions)
     if distiller.wants_tokens is not None:
         teacher.wants_tokens = distiller.wants_tokens
     return distiller
+
+
+def build_part_distiller(
+    cfg: dict, student: InteractionSpec, teacher: FrozenTeacher, key: str
+) -> Distiller:
+    """Build a distiller that may be one of several.
+
+    Args:
+        cfg: Config of a :class:`Distiller`.
+        student: What the backbone records.
+        teacher: The teacher; it is asked, and not told anything.
+        key: Where ``cfg`` stands in the config, for error messages.
+
+    Raises:
+        ValueError: If the student or the teacher has not what the distiller needs.
+    """
+    kind = find_part(cfg, Distiller, key)
+    if kind.needs_queries and not student.num_queries:
+        raise ValueError(
+            'model.teacher is given, but backbone.num_queries=0: there is nothing to '
+            f'supervise for {key} ({kind.__name__}); only FeatureDistiller needs no '
+            'queries'
+        )
+    return MODELS.build({**cfg, 'student': student, **kind.ask(teacher)})

@@ -103,6 +103,11 @@ class FeatureDistiller(Distiller):
             )
         return dict(token_dims=dict(teacher.token_dims))
 
+    @property
+    def loss_names(self) -> list[str]:
+        """``loss_kd_*``."""
+        return [f'loss_kd_{name}' for name in self.losses]
+
     def last_output(self) -> int | None:
         """The only output that is looked at."""
         return self.output

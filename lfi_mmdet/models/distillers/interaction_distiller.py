@@ -127,6 +127,11 @@ class InteractionDistiller(Distiller):
             return self.student.num_queries
         return self.assignment.num_tied
 
+    @property
+    def loss_names(self) -> list[str]:
+        """``loss_lfi_*``."""
+        return [f'loss_lfi_{name}' for name in self.losses]
+
     def last_supervised(self) -> tuple[int | None, int | None]:
         """Last interaction layer whose maps, and whose queries, a loss looks at."""
         last = self.pairs[-1][0]
