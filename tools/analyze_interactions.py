@@ -85,11 +85,13 @@ def pictures(
 ) -> list[MapRow]:
     """Rows of the first ``images`` images that show something."""
     rows: list[MapRow] = []
+    more = () if model.teacher is None else model.teacher.more_texts
+    names = [*loader.dataset.metainfo['classes'], *more]
     for batch in loader:
         found = map_rows(
             read_interactions(model, batch),
             model.data_preprocessor,
-            loader.dataset.metainfo['classes'],
+            names,
             last_only=last_only,
         )
         rows, images = rows + found, images - bool(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from lfi_mmdet.datasets.target_store import (
 )
 from lfi_mmdet.datasets.target_store.selection import TextChoice, read_records
 from lfi_mmdet.datasets.transforms import LoadCachedTargets, PackInteractionInputs
+from lfi_mmdet.models.losses.base import InteractionLoss
 from lfi_mmdet.models.teachers import FrozenTeacher
 from lfi_mmdet.registry import build_part
 
@@ -76,15 +78,16 @@ def write_demo_store(
 def needs_features(cfg: Config) -> bool:
     """Whether a loss of a config compares features, and not only their cosines."""
     distiller = cfg.model.get('distiller') or {}
-    parts = [
-        distiller,
-        *(part or {} for part in (distiller.get('distillers') or {}).values()),
-    ]
-    losses = [
-        loss for part in parts for loss in (part.get('losses') or {}).values() if loss
-    ]
-    found: list[Any] = [MODELS.get(loss['type']) for loss in losses]
-    return any(loss.needs_features and not loss.takes_relations for loss in found)
+    parts = [distiller, *(distiller.get('distillers') or {}).values()]
+    losses = [loss for part in parts if part for loss in _losses(part)]
+    return any(loss.needs_features and not loss.takes_relations for loss in losses)
+
+
+def _losses(distiller: Mapping) -> list[type[InteractionLoss]]:
+    """Those that compare interactions."""
+    given = (distiller.get('losses') or {}).values()
+    found: list[Any] = [MODELS.get(loss['type']) for loss in given if loss]
+    return [loss for loss in found if issubclass(loss, InteractionLoss)]
 
 
 def attach_targets(data: dict[str, Any], folder: str, teacher: Any) -> None:

@@ -88,8 +88,8 @@ def test_models_come_round_together(detector):
     assert common_steps([torch.nn.Linear(1, 1)]) == 1
     detector.distiller.schedule.interval = 4
     other = torch.nn.Module()
-    other.distiller = torch.nn.Module()
-    other.distiller.schedule = type('Schedule', (), dict(interval=6))
+    other.distiller = copy.deepcopy(detector.distiller)
+    other.distiller.schedule.interval = 6
     assert common_steps([detector, other, torch.nn.Linear(1, 1)]) == 12
 
 

@@ -1,8 +1,11 @@
 """analyze_interactions, from command line to report."""
 
+import copy
 import importlib.util
 import json
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +17,11 @@ from PIL import Image
 
 from lfi_mmdet.engine.preflight import InputError
 from lfi_mmdet.visualization import MapPanel, MapRow
-from tests.tiny import tiny_config_text, write_tiny_coco
+from tests.test_models.test_detectors import test_competitors as competitors
+from tests.test_models.test_detectors.test_competitors import (  # noqa: F401
+    tiny_models,
+)
+from tests.tiny import CLASSES, tiny_config_text, write_tiny_coco
 
 TOOLS = Path(__file__).parents[2] / 'tools'
 
@@ -52,6 +59,26 @@ def checkpoint(root) -> str:
         model.backbone.interaction.read_key.weight.mul_(200)
     torch.save(dict(state_dict=model.state_dict(), meta={}), root / 'trained.pth')
     return str(root / 'trained.pth')
+
+
+class Batches(list):
+    """A data loader of batches that are there already."""
+
+    dataset = SimpleNamespace(metainfo=dict(classes=CLASSES))
+
+
+def test_pictures_name_the_texts_that_are_no_classes(monkeypatch):
+    cfg = competitors.tiny_cfg()
+    cfg.model.backbone.num_queries = len(CLASSES) + 1
+    cfg.model.teacher = dict(
+        type='CLIPTeacher', model='tiny-clip', present='all', more_texts=['red shape']
+    )
+    model = competitors.build(cfg)
+    show_all = partial(analyze.map_rows, max_classes=9)
+    monkeypatch.setattr(analyze, 'map_rows', show_all)
+    loader = Batches([copy.deepcopy(competitors.batch())])
+    rows = analyze.pictures(model, loader, 1, last_only=True)
+    assert {row.label for row in rows} == {*CLASSES, 'red shape'}
 
 
 def test_start_and_trained_are_compared_in_table_report_and_picture(

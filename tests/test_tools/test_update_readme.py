@@ -50,9 +50,9 @@ def write_study(folder):
     runs = [
         lines.run(arm, seed, {10: 0.1, 20: value})
         for arm, value in (('twin', 0.2), ('lfi', 0.25))
-        for seed in (0, 1)
+        for seed in range(5)
     ]
-    lines.write(results, lines.plan(bars=[BAR]), *runs)
+    lines.write(results, lines.plan(seeds=range(5), bars=[BAR]), *runs)
     report = make_report([results], ['tools/report.py', 'x'])
     for name in ('confirm', 'scenes', 'domains', 'controls'):
         write_report(report, folder / name)
@@ -207,13 +207,13 @@ def test_a_bar_of_the_study_stands_in_the_readme_with_its_command(results):
     row = (
         '| mask | s | lfi minus twin | segm_mAP | at least +2.4, interval above zero |'
     )
-    assert row + ' +5.0 (+5.0 to +5.0' in text and '| 2 | met |' in text
-    assert '4 of 4 runs finished; `python tools/study.py test.yaml`' in text
+    assert row + ' +5.0 (+5.0 to +5.0' in text and '| 5 | met |' in text
+    assert '10 of 10 runs finished; `python tools/study.py test.yaml`' in text
 
 
 def test_the_results_show_arms_commands_and_the_gate(results):
     text = update_readme.fill(RESULTS_TEXT, results, 'docs/results/README.md')
-    assert '| LFI | 2/2 | 2 | 50.0 ± 0.0 |' in text and '**Scenes**' in text
+    assert '| LFI | 5/5 | 5 | 50.0 ± 0.0 |' in text and '**Scenes**' in text
     assert 'then `python tools/report.py x`' in text
     assert '| similarity | 1 | 0.930 (0.900-0.950) | 0.880 | 0.090 |' in text
     assert '| similarity | 1 | - | 0.880 | 0.090 |' in text

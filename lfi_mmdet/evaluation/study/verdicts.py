@@ -7,6 +7,8 @@ from typing import Any
 from .summary import Summary
 
 MET, MISSED, OPEN = 'met', 'missed', 'cannot be told'
+#: Pairs below which no interval decides: a bootstrap of two pairs lies between the two
+LEAST_PAIRS = 5
 _RATIOS = {
     'iterations_ratio': 'ratio',
     'iterations_ratio_with_pretrain': 'ratio_with_pretrain',
@@ -17,7 +19,8 @@ def verdicts(summary: Summary) -> list[dict[str, Any]]:
     """Judge every bar: ``met``, ``missed`` or ``cannot be told``.
 
     Nothing is told before all runs of both arms have finished, diverged and failed
-    ones included: what is left would be a choice of the runs that went well.
+    ones included: what is left would be a choice of the runs that went well. Nor is
+    anything said of an interval of fewer than five pairs.
     """
     return [_judge(bar, summary) for bar in summary.plan['bars']]
 
@@ -56,8 +59,10 @@ def _judge(bar: dict[str, Any], summary: Summary) -> dict[str, Any]:
         return dict(told, verdict=OPEN)
     holds = _limits(bar, found['mean'])
     if bar['interval']:
-        if low_high is None:
-            told['why'] = ['one pair has no interval']
+        if low_high is None or found['n'] < LEAST_PAIRS:
+            told['why'] = [
+                f'an interval takes {LEAST_PAIRS} pairs; there are {found["n"]}'
+            ]
             return dict(told, verdict=OPEN)
         holds.append(_interval_holds(bar['interval'], low_high))
         if holds[-1] != _interval_holds(bar['interval'], found['t']):

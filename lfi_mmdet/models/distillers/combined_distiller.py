@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from mmdet.registry import MODELS
 from torch import Tensor, nn
@@ -77,7 +77,7 @@ class CombinedDistiller(Distiller):
 
     def _check_names(self) -> None:
         names: dict[str, str] = {}
-        for part_name, part in self.distillers.items():
+        for part_name, part in self.children_by_name.items():
             for loss_name in part.loss_names:
                 if loss_name in names:
                     raise ValueError(
@@ -92,29 +92,38 @@ class CombinedDistiller(Distiller):
         return dict(teacher=teacher)
 
     @property
+    def children_by_name(self) -> dict[str, Distiller]:
+        """Those it is made of."""
+        return cast(dict[str, Distiller], dict(self.distillers.items()))
+
+    @property
     def parts(self) -> list[Distiller]:
         """All that compare something."""
-        return [inner for part in self.distillers.values() for inner in part.parts]
+        return [
+            inner for part in self.children_by_name.values() for inner in part.parts
+        ]
 
     @property
     def loss_names(self) -> list[str]:
         """Names of all losses."""
-        return [name for part in self.distillers.values() for name in part.loss_names]
+        return [
+            name for part in self.children_by_name.values() for name in part.loss_names
+        ]
 
     @property
     def active(self) -> bool:
         """Whether any of them needs the teacher in this iteration."""
-        return any(part.active for part in self.distillers.values())
+        return any(part.active for part in self.children_by_name.values())
 
     def connect_regions(self, regions: RegionHead) -> None:
         """Hand them to all that look at regions."""
-        for part in self.distillers.values():
+        for part in self.children_by_name.values():
             if part.needs_regions:
                 part.connect_regions(regions)
 
     def last_supervised(self) -> tuple[int | None, int | None]:
         """The last of all; see :class:`Distiller`."""
-        found = [part.last_supervised() for part in self.distillers.values()]
+        found = [part.last_supervised() for part in self.children_by_name.values()]
         maps, queries = (
             max((x for x in column if x is not None), default=None)
             for column in zip(*found)
@@ -123,7 +132,9 @@ class CombinedDistiller(Distiller):
 
     def last_output(self) -> int | None:
         """The last of all; see :class:`Distiller`."""
-        outputs = {name: part.last_output() for name, part in self.distillers.items()}
+        outputs = {
+            name: part.last_output() for name, part in self.children_by_name.items()
+        }
         found = [output for output in outputs.values() if output is not None]
         if found and min(found) < 0 <= max(found):
             raise ValueError(
@@ -134,12 +145,12 @@ class CombinedDistiller(Distiller):
 
     def check_classes(self, num_classes: int, num_more: int = 0) -> None:
         """Ask each; see :class:`Distiller`."""
-        for part in self.distillers.values():
+        for part in self.children_by_name.values():
             part.check_classes(num_classes, num_more)
 
     def check_texts(self, num_texts: int) -> None:
         """Ask each; see :class:`Distiller`."""
-        for part in self.distillers.values():
+        for part in self.children_by_name.values():
             part.check_texts(num_texts)
 
     def forward(
@@ -151,7 +162,7 @@ class CombinedDistiller(Distiller):
     ) -> dict[str, Tensor]:
         """Compute the losses of all; see :class:`Distiller`."""
         losses: dict[str, Tensor] = {}
-        for part in self.distillers.values():
+        for part in self.children_by_name.values():
             # one that rests is not compared, and its losses are 0, as when it is alone
             shown = targets if part.active else None
             losses.update(part(trace, shown, img_shapes, patch_size))

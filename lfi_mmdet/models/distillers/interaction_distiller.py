@@ -54,6 +54,7 @@ class InteractionDistiller(Distiller):
         feature_dims: Channels of the teacher's features; None if it has none.
         relations: Whether the targets tell the cosines between features; None: if
             there are features.
+        mass: Whether the targets tell the mass of each map.
         losses: Loss configs by short name; the name appears in the log as
             ``loss_lfi_<name>``. None switches one off.
         layer_mapping: See :func:`map_layers`.
@@ -72,6 +73,7 @@ class InteractionDistiller(Distiller):
         schedule: dict | None = None,
         assignment: dict | None = None,
         relations: bool | None = None,
+        mass: bool = True,
     ) -> None:
         super().__init__(schedule)
         self.student = student
@@ -88,7 +90,7 @@ class InteractionDistiller(Distiller):
                 continue
             loss = build_part(cfg, InteractionLoss, f'distiller.losses.{name}')
             known = feature_dims is not None or bool(relations and loss.takes_relations)
-            self._check(name, loss, known)
+            self._check(name, loss, known, mass)
             loss.connect(student, feature_dims)
             built[name] = loss
         if not built:
@@ -98,11 +100,19 @@ class InteractionDistiller(Distiller):
             )
         self.losses = nn.ModuleDict(built)
 
-    def _check(self, name: str, loss: InteractionLoss, features: bool) -> None:
+    def _check(
+        self, name: str, loss: InteractionLoss, features: bool, mass: bool
+    ) -> None:
         if loss.needs_features and not features:
             raise ValueError(
                 f'distiller.losses.{name} ({type(loss).__name__}) needs features, '
                 'which this teacher has not; set it to None or choose another teacher'
+            )
+        if loss.needs_mass and not mass:
+            raise ValueError(
+                f'distiller.losses.{name} ({type(loss).__name__}) needs the mass of '
+                'the maps, which this teacher does not tell; set it to None, or choose '
+                'a teacher that is neither read from a cache nor an ensemble'
             )
         if len(self.pairs) < loss.min_layers:
             raise ValueError(
@@ -118,6 +128,7 @@ class InteractionDistiller(Distiller):
             teacher_layers=teacher.num_layers,
             feature_dims=teacher.feature_dims,
             relations=teacher.has_relations,
+            mass=teacher.has_mass,
         )
 
     @property

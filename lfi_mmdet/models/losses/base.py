@@ -70,6 +70,7 @@ class InteractionLoss(BaseModule, metaclass=ABCMeta):
         uses_queries: The same for the queries.
         needs_features: Whether the teacher must have features.
         takes_relations: Whether cosines between features do as well.
+        needs_mass: Whether the teacher must tell the mass of its maps.
         min_layers: Supervised layers it takes at least.
     """
 
@@ -77,6 +78,7 @@ class InteractionLoss(BaseModule, metaclass=ABCMeta):
     uses_queries = False
     needs_features = False
     takes_relations = False
+    needs_mass = False
     min_layers = 1
 
     def __init__(self, loss_weight: float = 1.0) -> None:

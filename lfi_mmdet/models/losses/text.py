@@ -30,6 +30,7 @@ class InteractionTextLoss(InteractionLoss):
     """
 
     uses_maps = True
+    needs_mass = True
 
     def forward(self, pairs: list[InteractionPair], present: Tensor) -> Tensor:
         """See :meth:`InteractionLoss.forward`.
@@ -44,7 +45,7 @@ class InteractionTextLoss(InteractionLoss):
         if pair.log_mass is None:
             raise ValueError(
                 f'{type(self).__name__} needs the mass of the maps, which this teacher '
-                'does not tell; switch the loss off (None) or choose another teacher'
+                'does not tell: give its targets a log_mass, or let has_mass be False'
             )
         absent = ~present[:, :, None]
         least = torch.finfo(pair.target.dtype).tiny
@@ -52,7 +53,8 @@ class InteractionTextLoss(InteractionLoss):
         # finite, so that images without any text stay free of NaN
         target = raw.masked_fill(absent, -1e4).softmax(1)
         student = pair.log_texts(absent)
-        places = present.any(1, keepdim=True).expand(len(present), target.shape[2])
+        # where no map of the teacher has anything there is nothing to share out
+        places = (pair.target * ~absent).sum(1) > 0
         if pair.valid is not None:
             places = places & pair.valid
         kl = map_divergence(student.transpose(1, 2), target.transpose(1, 2))

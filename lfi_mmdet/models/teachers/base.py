@@ -134,6 +134,11 @@ class FrozenTeacher(metaclass=ABCMeta):
         """Whether targets tell the cosines between features."""
         return self.feature_dims is not None
 
+    @property
+    def has_mass(self) -> bool:
+        """Whether targets tell what each map summed to before it was normalised."""
+        return True
+
     @abstractmethod
     def encode_texts(self, class_names: Sequence[str]) -> None:
         """Prepare the text side, once; called by :meth:`set_class_names`."""

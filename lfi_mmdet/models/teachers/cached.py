@@ -125,6 +125,11 @@ class CachedTeacher(FrozenTeacher):
         """Whether relations are stored, or features that tell them."""
         return bool(self.meta.relations) or self.feature_dims is not None
 
+    @property
+    def has_mass(self) -> bool:
+        """No: it is not stored."""
+        return False
+
     def encode_texts(self, class_names: Sequence[str]) -> None:
         """Nothing to encode."""
 

@@ -115,6 +115,11 @@ class EnsembleTeacher(FrozenTeacher):
         """Whether all teachers tell cosines between features."""
         return all(teacher.has_relations for teacher in self.teachers)
 
+    @property
+    def has_mass(self) -> bool:
+        """No: the masses of different teachers have no common scale."""
+        return False
+
     def encode_texts(self, class_names: Sequence[str]) -> None:
         """Give every teacher its texts.
 

@@ -97,6 +97,11 @@ class TeacherWrapper(FrozenTeacher):
         """Whether the teacher inside has relations."""
         return self._inner.has_relations
 
+    @property
+    def has_mass(self) -> bool:
+        """Whether the teacher inside tells the mass of its maps."""
+        return self._inner.has_mass
+
     def freeze(self, network: nn.Module) -> None:
         """Let the teacher inside take over a network, and note its fingerprint."""
         self._inner.freeze(network)

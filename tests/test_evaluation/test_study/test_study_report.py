@@ -195,8 +195,6 @@ BAR = dict(
     [
         (dict(at_least=7.0), 'met'),
         (dict(at_least=8.0), 'missed'),
-        (dict(at_least=7.0, interval='above_zero'), 'met'),
-        (dict(interval='covers_zero'), 'missed'),
         (dict(metric='iterations_ratio', at_most=0.5), 'met'),
         (dict(metric='iterations_ratio', at_most=0.4), 'missed'),
     ],
@@ -206,9 +204,44 @@ def test_a_bar_is_met_or_missed(tmp_path, asked, verdict):
     found = make_report([both(tmp_path / 'r.jsonl', head)])
     (bar,) = found['bars']
     assert bar['verdict'] == verdict and bar['n'] == 2
-    if asked.get('interval') == 'above_zero':
-        # 7.5 +- 12.7 * 3.5 / sqrt(2)
-        assert bar['why'] == ["Student's t interval says otherwise"]
+
+
+def intervals(tmp_path, gains, **asked):
+    """The bar on so many pairs, whose twins end at 20."""
+    seeds = range(len(gains))
+    pairs = [
+        [*run('twin', s), *run('lfi', s, {10: 0.1, 20: 0.2 + gain})]
+        for s, gain in zip(seeds, gains)
+    ]
+    head = plan(seeds=seeds, bars=[dict(BAR, **asked)])
+    return report(tmp_path, head, *pairs)['bars'][0]
+
+
+@pytest.mark.parametrize(
+    ('asked', 'verdict'),
+    [
+        (dict(at_least=3.0, interval='above_zero'), 'met'),
+        (dict(at_least=4.0, interval='above_zero'), 'missed'),
+        (dict(interval='covers_zero'), 'missed'),
+    ],
+)
+def test_the_interval_of_five_pairs_decides(tmp_path, asked, verdict):
+    bar = intervals(tmp_path, [0.01, 0.02, 0.03, 0.04, 0.05], **asked)
+    assert (bar['verdict'], bar['n'], bar['why']) == (verdict, 5, [])
+
+
+def test_a_bar_says_where_the_other_interval_differs(tmp_path):
+    # 4.8 +- 2.8 * 8.5 / sqrt(5)
+    bar = intervals(tmp_path, [0.2, 0.01, 0.01, 0.01, 0.01], interval='above_zero')
+    assert bar['verdict'] == 'met'
+    assert bar['why'] == ["Student's t interval says otherwise"]
+
+
+@pytest.mark.parametrize('count', [1, 2, 4])
+def test_the_interval_of_fewer_than_five_pairs_decides_nothing(tmp_path, count):
+    bar = intervals(tmp_path, [0.1] * count, interval='above_zero')
+    assert bar['verdict'] == 'cannot be told'
+    assert bar['why'] == [f'an interval takes 5 pairs; there are {count}']
 
 
 @pytest.mark.parametrize(('test', 'value'), [('a+b', 15.0), ('a', 10.0), ('a+c', None)])

@@ -45,6 +45,14 @@ def run(distiller, trace, targets):
     return distiller(trace, targets, [(32, 32)] * 2, (8, 8))
 
 
+def test_a_loss_that_needs_masses_is_refused_when_built_if_there_are_none():
+    losses = dict(text=dict(type='InteractionTextLoss'))
+    make_distiller(losses, mass=True)
+    message = r'distiller\.losses\.text \(InteractionTextLoss\) needs the mass .* cache'
+    with pytest.raises(ValueError, match=message):
+        make_distiller(losses, mass=False)
+
+
 def test_every_loss_is_logged_under_its_name_and_reaches_the_student():
     trace = make_trace()
     losses = run(make_distiller(), trace, make_targets())

@@ -263,12 +263,17 @@ def test_text_has_nothing_to_learn_where_the_student_has_the_teachers_raw_maps()
     assert InteractionTextLoss()([pair], one).item() == 0, 'nothing competes'
 
 
-def test_text_is_finite_where_a_map_vanishes():
+def test_text_says_nothing_of_places_where_every_map_vanishes():
+    both = torch.ones(1, 2).bool()
     target = torch.tensor([[[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]]).double()
-    value = InteractionTextLoss()([text_pair(target=target)], torch.ones(1, 2).bool())
-    assert torch.isfinite(value) and value > 0
+    value = InteractionTextLoss()([text_pair(target=target)], both)
+    # two places that belong to one text each
+    assert value.item() == pytest.approx(math.log(2))
+    absent = torch.tensor([[True, False]])
+    pair = text_pair(target=target, logits=torch.rand(1, 1, 2, 3).double())
+    assert InteractionTextLoss()([pair], absent).item() == 0
 
 
 def test_text_needs_a_teacher_that_tells_the_mass_of_its_maps():
-    with pytest.raises(ValueError, match='InteractionTextLoss needs the mass'):
+    with pytest.raises(ValueError, match='Loss needs the mass .* give its targets'):
         InteractionTextLoss()([text_pair(log_mass=None)], torch.ones(1, 2).bool())

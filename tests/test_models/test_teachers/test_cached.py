@@ -130,6 +130,7 @@ def test_features_are_handed_on(folder):
     teacher, batch = ask(folder, 0, 1, store='features')
     targets = teacher(*batch)
     assert teacher.feature_dims == 3 and teacher.has_relations
+    assert not teacher.has_mass
     assert targets.features.shape == (2, 2, 2, 3) and targets.relations is None
 
 

@@ -126,6 +126,7 @@ def test_relations_stand_in_where_a_member_has_no_features():
     full = ask(ensemble(*members, weights=[3, 1]))
     teacher = ensemble(members[0], dict(members[1], related=True), weights=[3, 1])
     assert teacher.feature_dims is None and teacher.has_relations
+    assert not teacher.has_mass
     found = ask(teacher)
     assert found.features is None
     image = found.present[0][:, None] & found.present[0]

@@ -93,7 +93,14 @@ def test_it_tells_about_itself_what_the_teacher_inside_does(control):
     for one in (teacher, plain):
         one.set_class_names(CLASSES)
     teacher.inner.more_texts = plain.more_texts = ('sky',)
-    names = ['num_layers', 'layer_names', 'num_texts', 'feature_dims', 'has_relations']
+    names = [
+        'num_layers',
+        'layer_names',
+        'num_texts',
+        'feature_dims',
+        'has_relations',
+        'has_mass',
+    ]
     names += ['more_texts', 'reading', 'class_names', 'present', 'wants_scores']
     for name in names:
         assert getattr(teacher, name) == getattr(plain, name), name
