@@ -9,6 +9,7 @@ from . import compat
 compat.setup()  # before anything imports mmdet: it may have to provide mmcv's ops
 
 from . import datasets, engine, models  # noqa: E402
+from .engine.lfi_config import lfi  # noqa: E402
 from .version import __version__  # noqa: E402
 
-__all__ = ['__version__', 'datasets', 'engine', 'models']
+__all__ = ['__version__', 'datasets', 'engine', 'lfi', 'models']

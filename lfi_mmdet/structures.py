@@ -23,12 +23,16 @@ class InteractionSpec:
         embed_dims: Channels of a query.
         feedback: Whether the patches read from the queries, so that the detection
             losses reach the queries.
+        output_dims: Channels of each output of the backbone.
+        output_strides: Pixels per cell of each output.
     """
 
     layers: tuple[int, ...]
     num_queries: int
     embed_dims: int
     feedback: bool
+    output_dims: tuple[int, ...] = ()
+    output_strides: tuple[int, ...] = ()
 
 
 @dataclass
@@ -41,7 +45,7 @@ class InteractionTrace:
         queries: One tensor (B, K, d) per interaction layer, after its update.
         grid: (H, W) of the patch grid.
         valid: Bool (B, H * W), False on padded patches; None if nothing is padded.
-        outputs: What the backbone returned, one (B, d, H, W) per output.
+        outputs: What the backbone returned, one (B, C, H, W) per output.
     """
 
     logits: list[Tensor] = field(default_factory=list)

@@ -24,7 +24,7 @@ from .preflight import InputError, check_checkpoint, check_weights
 from .student_config import config_of_checkpoint, keeps_queries, student_config
 
 #: What belongs to the queries in a checkpoint, and what to the distiller
-QUERIES = ('backbone.queries', 'backbone.interaction.')
+QUERIES = ('backbone.queries', 'backbone.interaction.', 'backbone.interaction_')
 DISTILLER = ('distiller.',)
 #: Entries of a checkpoint's ``meta`` that are of use without the training
 _META = (

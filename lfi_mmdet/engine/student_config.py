@@ -9,8 +9,8 @@ from typing import Any
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
-from lfi_mmdet.models.backbones import InteractionViT
-from lfi_mmdet.models.detectors import LFIMixin
+from lfi_mmdet.models.backbones import InteractionBackbone, InteractionViT
+from lfi_mmdet.models.detectors import LFIDetector, LFIMixin, lfi_class
 
 from .inference import without_teacher
 from .preflight import InputError
@@ -48,10 +48,14 @@ def keeps_queries(cfg: Config) -> bool:
     backbone = cfg.get('model', {}).get('backbone')
     if backbone is None:
         raise InputError('the config has no model.backbone; it is no detector')
+    stages = _stage_queries(cfg.model)
+    if stages is not None:
+        return bool(stages.get('feedback', False))
     if _model_class(backbone) is not InteractionViT:
         raise InputError(
             f'model.backbone.type={backbone.get("type")!r} has no queries that could '
-            'be exported or left out; choose a config with InteractionViT'
+            'be exported or left out; choose a config with model.interaction, '
+            'InteractionBackbone or InteractionViT'
         )
     if not backbone.get('num_queries', 0):
         distiller = cfg.model.get('distiller')
@@ -90,20 +94,41 @@ def student_config(cfg: Config) -> Config:
     inner = (cfg.model.get('data_preprocessor') or {}).get('data_preprocessor')
     if inner is not None:
         cfg.model.data_preprocessor = inner
+    stages = _stage_queries(cfg.model)
     backbone = cfg.model.backbone
-    backbone.init_cfg = None
+    if stages is not None and stages is backbone:
+        alone = backbone.backbone
+    else:
+        alone = backbone
+    backbone.init_cfg = alone.init_cfg = None
     if queries:
-        backbone.pop('text_embeddings', None)
+        (backbone if stages is None else stages).pop('text_embeddings', None)
         return cfg
-    for name in QUERY_SETTINGS:
-        backbone.pop(name, None)
-    backbone.num_queries = 0
+    if stages is None:
+        for name in QUERY_SETTINGS:
+            backbone.pop(name, None)
+        backbone.num_queries = 0
+    else:
+        cfg.model.backbone = alone
+        cfg.model.pop('interaction', None)
     plain = plain_type(_model_class(cfg.model))
     if plain is not None:
         cfg.model.type = plain
-        for part in ('teacher', 'distiller'):
+        for part in ('detector', 'teacher', 'distiller'):
             cfg.model.pop(part, None)
     return cfg
+
+
+def _stage_queries(model: Any) -> Any:
+    """The settings of the queries beside a backbone that has none of its own, if any.
+
+    Those of ``model.interaction``, or of an ``InteractionBackbone``.
+    """
+    if model.get('interaction') is not None:
+        return model.interaction
+    if _model_class(model.backbone) is InteractionBackbone:
+        return model.backbone
+    return None
 
 
 def plain_type(detector: Any) -> str | None:
@@ -198,7 +223,12 @@ def _states(node: ast.AST) -> bool:
 
 def _model_class(cfg: Any) -> Any:
     kind = cfg.get('type')
-    return MODELS.get(kind) if isinstance(kind, str) else kind
+    found = MODELS.get(kind) if isinstance(kind, str) else kind
+    if found is LFIDetector:
+        detector = cfg.get('detector')
+        found = MODELS.get(detector) if isinstance(detector, str) else detector
+        return lfi_class(found)
+    return found
 
 
 def _is_ema(hook: Any) -> bool:

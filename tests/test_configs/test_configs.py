@@ -1,5 +1,6 @@
 """Every config builds, and an LFI config states only what differs from its twin."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 
 from lfi_mmdet.engine.hooks import ClassNamesHook, DatasetCheckHook
+from lfi_mmdet.models.detectors.with_queries import class_count
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 ALL = sorted(CONFIGS.glob('lfi/*.py'))
@@ -25,17 +27,16 @@ def load(name: str) -> Config:
 @pytest.mark.parametrize('path', ALL, ids=lambda path: path.stem)
 def test_a_config_builds_and_its_parts_agree(path):
     cfg = Config.fromfile(path)
-    assert cfg.find_unused_parameters is False
+    assert cfg.get('find_unused_parameters', False) is False
     assignment = (cfg.model.get('distiller') or {}).get('assignment')
     if 'teacher' in cfg.model and cfg.model.teacher.type != 'GroundTruthTeacher':
         cfg.model.teacher = cfg.model.distiller = None  # its weights are downloads
     model = MODELS.build(cfg.model)
     classes = cfg.train_dataloader.dataset.get('metainfo', {}).get('classes')
-    heads = model.roi_head.bbox_head.num_classes, model.roi_head.mask_head.num_classes
-    assert heads[0] == heads[1]
-    assert classes is None or len(classes) == heads[0]
+    count = class_count(cfg.model)  # all heads tell the same
+    assert classes is None or len(classes) == count
     tied = assignment.num_tied if assignment else model.backbone.num_queries
-    assert tied in (0, heads[0]) and model.backbone.num_queries >= tied
+    assert tied in (0, count) and model.backbone.num_queries >= tied
 
 
 @pytest.mark.parametrize('path', ALL, ids=lambda path: path.stem)
@@ -61,6 +62,34 @@ def test_within_the_model_lfi_adds_queries_teacher_and_distiller_only(twin, lfi)
     assert (a.pop('type'), b.pop('type')) == ('MaskRCNN', 'LFIMaskRCNN')
     assert b.backbone.pop('num_queries') and b.backbone.pop('interaction_layers')
     assert a == b
+
+
+#: Our configs of mmdet's detectors; the twin is the config of mmdet they inherit
+OTHERS = [path for path in ALL if "_base_ = 'mmdet::" in path.read_text()]
+
+
+@pytest.mark.parametrize('path', OTHERS, ids=lambda path: path.stem)
+def test_beside_a_config_of_mmdet_lfi_adds_three_keys_and_two_hooks(path):
+    base = re.search("_base_ = 'mmdet::.*'", path.read_text()).group(0)
+    ours, stock = Config.fromfile(path), Config.fromstring(base, '.py')
+    assert ours.custom_imports.imports == ['lfi_mmdet']
+    assert ours.default_hooks.pop('dataset_check').type == 'DatasetCheckHook'
+    assert ours.default_hooks.pop('class_names').type == 'ClassNamesHook'
+    assert ours.default_hooks == stock.default_hooks
+    assert ours.model.pop('interaction') == {} and ours.model.pop('teacher')
+    assert ours.model.pop('type') == f'LFI{stock.model.pop("type")}'
+    skip = ('custom_imports', 'default_hooks')
+    assert {k: v for k, v in ours.items() if k not in skip} == {
+        k: v for k, v in stock.items() if k not in skip
+    }
+
+
+def test_there_is_a_config_for_each_of_the_detectors():
+    kinds = {Config.fromfile(path).model.type for path in OTHERS}
+    assert kinds == {
+        'LFICascadeRCNN', 'LFIDINO', 'LFIFCOS', 'LFIFasterRCNN', 'LFIMask2Former',
+        'LFIMaskRCNN', 'LFIRTMDet', 'LFIRetinaNet', 'LFISOLOv2',
+    }  # fmt: skip
 
 
 def test_the_coco_recipe_is_the_published_one():

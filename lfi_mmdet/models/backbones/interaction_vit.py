@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,15 +15,14 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lfi_mmdet.structures import InteractionSpec, InteractionTrace, valid_patches
+from lfi_mmdet.structures import InteractionSpec
 
 from ..utils import (
     QueryInteraction,
     ViTBlock,
-    load_text_embeddings,
     load_vit_checkpoint,
-    queries_from_texts,
 )
+from .query_mixin import QueryMixin
 
 
 class PatchEmbed(nn.Module):
@@ -43,7 +41,7 @@ class PatchEmbed(nn.Module):
 
 
 @MODELS.register_module()
-class InteractionViT(BaseModule):
+class InteractionViT(QueryMixin, BaseModule):
     """ViT with windowed and global blocks (ViTDet) and interaction queries (LFI).
 
     An ordinary mmdet backbone: without :meth:`interactions` around the forward pass
@@ -161,8 +159,6 @@ class InteractionViT(BaseModule):
                 feedback=feedback,
                 with_cp=interaction_cp,
             )
-        self._trace: InteractionTrace | None = None
-        self._img_shapes: Sequence[tuple[int, int]] | None = None
 
     # -- construction ------------------------------------------------------------------
     def _parse_arch(self, arch: str | dict) -> tuple[int, int, int]:
@@ -203,7 +199,7 @@ class InteractionViT(BaseModule):
                     nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         if self.num_queries:
-            self._init_queries()
+            self.init_queries()
         init_cfg = self.init_cfg or {}
         if init_cfg.get('type') == 'Pretrained':
             load_vit_checkpoint(self, init_cfg['checkpoint'])
@@ -212,23 +208,6 @@ class InteractionViT(BaseModule):
                 f'backbone.init_cfg={init_cfg}: only type="Pretrained" is known'
             )
         self._is_init = True
-
-    def _init_queries(self) -> None:
-        # at std 0.02 a narrow ViT's logits are next to 0, and so are their gradients
-        for module in self.interaction.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-        if self.text_embeddings is None:
-            nn.init.trunc_normal_(self.queries, std=0.02)
-            return
-        texts = load_text_embeddings(self.text_embeddings)
-        if len(texts) != self.num_queries:
-            raise ValueError(
-                f'text_embeddings={self.text_embeddings} holds {len(texts)} texts, but '
-                f'num_queries={self.num_queries}'
-            )
-        with torch.no_grad():
-            self.queries.copy_(queries_from_texts(texts, self.embed_dims))
 
     # -- recording ---------------------------------------------------------------------
     @property
@@ -239,35 +218,16 @@ class InteractionViT(BaseModule):
             num_queries=self.num_queries,
             embed_dims=self.embed_dims,
             feedback=self.feedback,
+            output_dims=(self.embed_dims,) * len(self.out_layers),
+            output_strides=(self.patch_size,) * len(self.out_layers),
         )
-
-    @contextmanager
-    def interactions(
-        self,
-        img_shapes: Sequence[tuple[int, int]] | None = None,
-        record: bool = True,
-    ) -> Iterator[InteractionTrace]:
-        """Mask padding and, if asked to, record the forward pass inside the block.
-
-        Args:
-            img_shapes: (height, width) of each image before batch padding; queries
-                do not look at patches beyond. None if nothing is padded.
-            record: Whether the trace that is handed out is filled.
-        """
-        if self._trace is not None:
-            raise RuntimeError('a recording of this backbone is already under way')
-        trace = InteractionTrace()
-        self._trace, self._img_shapes = (trace if record else None), img_shapes
-        try:
-            yield trace
-        finally:
-            self._trace = self._img_shapes = None
 
     def freeze_unreached(
         self,
         last_map: int | None,
         last_query: int | None,
         last_output: int | None = -1,
+        first_output: int = 0,
     ) -> list[str]:
         """Freeze the parameters that no loss reaches.
 
@@ -283,6 +243,8 @@ class InteractionViT(BaseModule):
             last_query: The same for the queries.
             last_output: Index of the last of the outputs that a loss looks at; None if
                 none does.
+            first_output: Index of the first of them; later blocks need the earlier
+                ones anyway.
 
         Returns:
             Names of the parameters that were frozen.
@@ -351,7 +313,7 @@ class InteractionViT(BaseModule):
         interacts = self.feedback or (trace is not None and self.num_queries)
         queries = self.queries.expand(b, -1, -1) if interacts else None
         looked_at = interacts or trace is not None
-        valid = self._valid(h, w, x) if looked_at else None
+        valid = self.valid_cells((h, w), x) if looked_at else None
         if trace is not None:
             trace.grid, trace.valid = (h, w), valid
         logits: Tensor | None = None
@@ -374,9 +336,3 @@ class InteractionViT(BaseModule):
         if trace is not None:
             trace.outputs = tuple(outs)
         return tuple(outs)
-
-    def _valid(self, h: int, w: int, x: Tensor) -> Tensor | None:
-        shapes, size = self._img_shapes, x.shape[-2:]
-        if shapes is None or all(tuple(s[:2]) == tuple(size) for s in shapes):
-            return None
-        return valid_patches(shapes, (h, w), (self.patch_size,) * 2, x.device)

@@ -15,6 +15,7 @@ from lfi_mmdet.models.teachers.wrapper import innermost, present_by_labels
 from lfi_mmdet.structures import InteractionTargets, InteractionTrace
 
 from .regions import region_head
+from .with_queries import with_queries
 
 if TYPE_CHECKING:
     from mmdet.models.detectors.base import BaseDetector as Detector
@@ -30,8 +31,8 @@ class LFIMixin(TeacherMixin, Detector):
 
     The detector's own methods stay as they are: the losses of the distiller join
     those of the detector, and padding is hidden from the queries in training and
-    testing alike. The backbone must offer ``interactions`` and ``interaction_spec``
-    as :class:`InteractionViT` does.
+    testing alike. The backbone must be one with queries, such as
+    :class:`InteractionViT`, or is given them by ``interaction``.
 
     Batches may mix images with labels and images without, as mmdet's semi-supervised
     detectors take them (``MultiBranchDataPreprocessor``, branches ``'sup'`` and
@@ -40,8 +41,12 @@ class LFIMixin(TeacherMixin, Detector):
     head on them as well; neck and box head then feel it too.
 
     Args:
+        interaction: Arguments of :func:`InteractionBackbone` but ``backbone``; the
+            backbone is then given queries, one per class unless told otherwise. None
+            if it has them itself.
         teacher: Config of a :class:`FrozenTeacher`; None trains the student alone.
-        distiller: Config of a :class:`Distiller`; needed with a teacher.
+        distiller: Config of a :class:`Distiller`; None for the losses of the paper as
+            far as the teacher allows, see :func:`default_distiller`.
         sup_weight: Weight of the distillation on the images with labels of a mixed
             batch; at 0 they are spared the teacher, and feel their labels only.
         unsup_weight: Weight of the distillation on images without labels; its losses
@@ -55,6 +60,7 @@ class LFIMixin(TeacherMixin, Detector):
     def __init__(
         self,
         *args: Any,
+        interaction: dict | None = None,
         teacher: dict | None = None,
         distiller: dict | None = None,
         sup_weight: float = 1.0,
@@ -62,6 +68,8 @@ class LFIMixin(TeacherMixin, Detector):
         sup_labels: bool = False,
         **kwargs: Any,
     ) -> None:
+        if interaction is not None:
+            kwargs['backbone'] = with_queries(kwargs, interaction)
         super().__init__(*args, **kwargs)
         if sup_weight < 0:
             raise ValueError(f'model.sup_weight={sup_weight} is less than 0')
@@ -72,7 +80,13 @@ class LFIMixin(TeacherMixin, Detector):
             )
         self.sup_weight, self.unsup_weight = sup_weight, unsup_weight
         self.sup_labels = sup_labels
-        self.attach_teacher(teacher, distiller, region_head(self), last_output=-1)
+        self.attach_teacher(
+            teacher,
+            distiller,
+            region_head(self),
+            last_output=-1,
+            first_output=getattr(getattr(self, 'neck', None), 'start_level', 0),
+        )
         if sup_labels and self.teacher is not None:
             parts = innermost(self.teacher)
             if any(isinstance(part, CachedTeacher) for part in parts):

@@ -1,5 +1,6 @@
 from .base import Distiller, build_distiller
 from .combined_distiller import CombinedDistiller
+from .defaults import default_distiller
 from .feature_distiller import FeatureDistiller
 from .interaction_distiller import InteractionDistiller
 from .layer_mapping import map_layers
@@ -18,6 +19,7 @@ __all__ = [
     'SinkhornAssignment',
     'TeacherMixin',
     'build_distiller',
+    'default_distiller',
     'map_layers',
     'resample_maps',
 ]

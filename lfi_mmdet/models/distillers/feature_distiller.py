@@ -81,12 +81,27 @@ class FeatureDistiller(Distiller):
                 f'of this teacher; choose from {sorted(token_dims)}'
             )
         for loss in built.values():
-            loss.connect(student.embed_dims, token_dims[self.wants_tokens])
+            loss.connect(
+                self._output_of(student, output), token_dims[self.wants_tokens]
+            )
         regions = [loss for loss in built.values() if loss.needs_regions]
         self.needs_regions = bool(regions)
         self.num_regions = max((loss.num_regions for loss in regions), default=0)
         self.token_layer, self.output = token_layer, output
         self.losses = nn.ModuleDict(built)
+
+    def _output_of(self, student: InteractionSpec, output: int) -> int:
+        """Channels of the output that learns; notes its stride."""
+        self.stride: int | None = None
+        count = len(student.output_dims)
+        if not count:
+            return student.embed_dims
+        if not -count <= output < count:
+            raise ValueError(
+                f'distiller.output={output}: the backbone has {count} outputs'
+            )
+        self.stride = student.output_strides[output]
+        return student.output_dims[output]
 
     @staticmethod
     def ask(teacher: FrozenTeacher) -> dict[str, Any]:
@@ -143,7 +158,10 @@ class FeatureDistiller(Distiller):
                 f'{tokens.shape[1]} layers of tokens'
             )
         h, w = student.shape[2:]
-        valid = trace.valid
+        if self.stride is not None:
+            patch_size = (self.stride, self.stride)
+        # that of the cells that queries look at, which may be others
+        valid = trace.valid if (h, w) == trace.grid else None
         if valid is None:
             # nothing is padded, but the backbone rounds up to whole patches: where the
             # centre of the last ones is outside, the teacher has nothing to say

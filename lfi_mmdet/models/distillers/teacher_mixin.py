@@ -16,6 +16,7 @@ from ..teachers.base import FrozenTeacher
 from ..teachers.presence import note_labels
 from ..utils.preprocessor import plain_preprocessor
 from .base import Distiller, RegionHead, build_distiller
+from .defaults import default_distiller
 
 if TYPE_CHECKING:
     from mmengine.model import BaseModel as Model
@@ -46,34 +47,41 @@ class TeacherMixin(Model):
         distiller: dict | None,
         regions: RegionHead | None = None,
         last_output: int | None = None,
+        first_output: int = 0,
     ) -> None:
         """Build teacher and distiller, and freeze what no loss will reach.
 
         Args:
             teacher: Config of a :class:`FrozenTeacher`; None for none.
-            distiller: Config of a :class:`Distiller`; needed with a teacher.
+            distiller: Config of a :class:`Distiller`; None for that of
+                :func:`default_distiller`.
             regions: See :func:`build_distiller`.
             last_output: Index of the last output of the backbone that other losses
                 than the distiller's look at; None if there are none.
+            first_output: Index of the first of them.
 
         Raises:
             TypeError: If the backbone records no interactions.
-            ValueError: If there is a teacher without distiller, or they do not fit.
+            ValueError: If teacher and distiller do not fit.
         """
         spec = getattr(self.backbone, 'interaction_spec', None)
         if not isinstance(spec, InteractionSpec):
             raise TypeError(
-                f'backbone {type(self.backbone).__name__} records no interactions; '
-                'choose InteractionViT'
+                f'backbone {type(self.backbone).__name__} records no interactions: '
+                'give it queries by model.interaction=dict(num_queries=...), or choose '
+                'InteractionViT'
             )
         self.teacher = self.distiller = None
         supervised: tuple[int | None, int | None] = (None, None)
         if teacher is not None:
-            if distiller is None:
-                raise ValueError('model.teacher is given, but model.distiller is not')
             # never registered as a module: FrozenTeacher is no nn.Module
             self.teacher = build_part(teacher, FrozenTeacher, 'model.teacher')
-            self.distiller = build_distiller(distiller, spec, self.teacher, regions)
+            self.distiller = build_distiller(
+                distiller or default_distiller(spec, self.teacher),
+                spec,
+                self.teacher,
+                regions,
+            )
             # present texts are asked for in every step: the host need not wait
             self.image_preprocessor.register_forward_pre_hook(note_labels)
             supervised = self.distiller.last_supervised()
@@ -81,7 +89,7 @@ class TeacherMixin(Model):
                 last_output = self.distiller.last_output()
             if self.teacher.class_names is not None:
                 self.set_class_names(self.teacher.class_names)
-        self.backbone.freeze_unreached(*supervised, last_output)
+        self.backbone.freeze_unreached(*supervised, last_output, first_output)
 
     @property
     def image_preprocessor(self) -> Any:

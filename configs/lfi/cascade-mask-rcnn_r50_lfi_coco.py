@@ -1,0 +1,15 @@
+# Cascade Mask R-CNN with LFI; its twin is the config of mmdet
+_base_ = 'mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py'
+
+custom_imports = dict(imports=['lfi_mmdet'])
+default_hooks = dict(
+    dataset_check=dict(type='DatasetCheckHook'),
+    class_names=dict(type='ClassNamesHook'),
+)
+model = dict(
+    type='LFICascadeRCNN',
+    interaction=dict(),
+    teacher=dict(
+        type='CoCaTeacher', model='coca_ViT-L-14', pretrained='laion2b_s13b_b90k'
+    ),
+)

@@ -1,0 +1,15 @@
+# FCOS with LFI; its twin is the config of mmdet
+_base_ = 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'
+
+custom_imports = dict(imports=['lfi_mmdet'])
+default_hooks = dict(
+    dataset_check=dict(type='DatasetCheckHook'),
+    class_names=dict(type='ClassNamesHook'),
+)
+model = dict(
+    type='LFIFCOS',
+    interaction=dict(),
+    teacher=dict(
+        type='CoCaTeacher', model='coca_ViT-L-14', pretrained='laion2b_s13b_b90k'
+    ),
+)

@@ -1,0 +1,15 @@
+# RTMDet-Ins with LFI; its twin is the config of mmdet
+_base_ = 'mmdet::rtmdet/rtmdet-ins_s_8xb32-300e_coco.py'
+
+custom_imports = dict(imports=['lfi_mmdet'])
+default_hooks = dict(
+    dataset_check=dict(type='DatasetCheckHook'),
+    class_names=dict(type='ClassNamesHook'),
+)
+model = dict(
+    type='LFIRTMDet',
+    interaction=dict(),
+    teacher=dict(
+        type='CoCaTeacher', model='coca_ViT-L-14', pretrained='laion2b_s13b_b90k'
+    ),
+)
