@@ -190,6 +190,7 @@ def test_class_names_are_checked_by_the_part_with_queries():
 
 
 def test_the_last_output_that_any_part_looks_at_counts():
-    cfg = model_cfg(features=part('cwd', output=-2), more=part('at', output=-1))
-    assert build(cfg).distiller.last_output() == -1
+    model = build(model_cfg(more=part('at')))
+    model.distiller.distillers['features'].output = -2
+    assert model.distiller.last_output() == -1
     assert build(model_cfg(features=None)).distiller.last_output() is None

@@ -360,7 +360,6 @@ def test_bfloat16_autocast_trains_on_the_cpu():
          ValueError, '2 class names, but backbone.num_queries=3'),
         (dict(teacher=dict(type='LinearTeacher', present='some')), ValueError,
          "teacher.present='some' is not known; choose from"),
-        (dict(distiller=None), ValueError, 'model.distiller is not'),
         (dict(distiller=dict(
             detector_cfg().distiller,
             assignment=dict(type='SinkhornAssignment', num_tied=2),

@@ -181,7 +181,9 @@ def test_impossible_models_are_refused_when_built():
     regions = dict(type='FeatureDistiller', losses=dict(vild=dict(type='ViLDLoss')))
     with pytest.raises(ValueError, match='regions, which need a detector'):
         build(distiller=regions)
-    with pytest.raises(ValueError, match=r'output 4: backbone.out_layers has 1'):
+    with pytest.raises(
+        ValueError, match='distiller.output=4: the backbone has 1 outputs'
+    ):
         build(distiller=dict(KD, output=4))
 
 
