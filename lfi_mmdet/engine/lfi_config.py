@@ -26,10 +26,9 @@ def lfi(
 
     The detector and its backbone may be of any package. In a config in Python style::
 
-        import importlib
-        model = importlib.import_module('lfi_mmdet').lfi(model, teacher=dict(...))
+        model = __import__('lfi_mmdet').lfi(model, teacher=dict(...))
 
-    since mmengine lets such configs call nothing that it has imported itself.
+    since mmengine does not let such a config call what it imports by a statement.
 
     Args:
         cfg: A whole config or its ``model``; is not changed.

@@ -330,6 +330,32 @@ def test_the_model_alone_may_be_turned_and_its_type_be_a_class():
     assert MODELS.build(twin).backbone.embed_dims == 32
 
 
+PYTHON_STYLE = """
+from mmengine.config import read_base
+with read_base():
+    from .stock import *
+model = __import__('lfi_mmdet').lfi(model, teacher=dict(type='GroundTruthTeacher'))
+"""
+
+
+def test_configs_in_python_style_call_it(tmp_path):
+    model = stock().model.to_dict()
+    del model['type']
+    (tmp_path / 'stock.py').write_text(
+        'from mmdet.models.detectors import RetinaNet\n'
+        f'model = dict({model!r}, type=RetinaNet)\n'
+    )
+    (tmp_path / 'mine.py').write_text(PYTHON_STYLE)
+    cfg = Config.fromfile(tmp_path / 'mine.py')
+    model = MODELS.build(cfg.model)
+    assert type(model) is MODELS.get('LFIRetinaNet')
+    assert model.backbone.num_queries == len(CLASSES)
+    # and what a run writes down is the same again
+    cfg.dump(tmp_path / 'dumped.py')
+    again = Config.fromfile(tmp_path / 'dumped.py', lazy_import=False)
+    assert type(MODELS.build(again.model)) is type(model)
+
+
 def test_a_backbone_with_queries_keeps_its_own():
     cfg = stock()
     cfg.model.backbone = dict(
