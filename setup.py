@@ -1,8 +1,39 @@
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
+#: What OpenMIM looks for in ``.mim``, and :func:`lfi_mmdet.config_path`
+SHIPPED = ('configs', 'tools', 'model-index.yml')
+
+
+class BuildWithConfigs(build_py):
+    """Puts configs, tools and the model index into the package."""
+
+    def run(self) -> None:
+        super().run()
+        inside = Path('lfi_mmdet') / '.mim'
+        if getattr(self, 'editable_mode', False):
+            # the installed package is this folder
+            target = ROOT / inside
+            target.mkdir(exist_ok=True)
+            for name in SHIPPED:
+                link = target / name
+                if not link.is_symlink():
+                    link.symlink_to(Path('..') / '..' / name)
+            return
+        target = Path(self.build_lib) / inside
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        for name in SHIPPED:
+            source = ROOT / name
+            if source.is_dir():
+                ignored = shutil.ignore_patterns('__pycache__')
+                shutil.copytree(source, target / name, ignore=ignored)
+            else:
+                shutil.copy2(source, target / name)
 
 
 def requirements(name: str) -> list[str]:
@@ -27,6 +58,8 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['lfi_mmdet', 'lfi_mmdet.*']),
+    cmdclass=dict(build_py=BuildWithConfigs),
+    entry_points=dict(console_scripts=['lfi-mmdet = lfi_mmdet.cli:main']),
     install_requires=requirements('install'),
     extras_require=dict(
         blip=requirements('blip'),

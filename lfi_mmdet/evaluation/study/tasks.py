@@ -11,6 +11,7 @@ from typing import Any
 from mmengine.config import Config
 
 from lfi_mmdet.engine.preflight import InputError
+from lfi_mmdet.shipped import shipped_root
 
 from .datasets import (
     SettingData,
@@ -36,7 +37,7 @@ from .run_config import (
 from .start_weights import write_start
 from .variables import substitute
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = shipped_root()
 
 
 @dataclass

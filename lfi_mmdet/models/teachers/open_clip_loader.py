@@ -19,6 +19,8 @@ from mmengine.dist import barrier, get_local_rank
 from mmengine.logging import print_log
 from torch import nn
 
+from lfi_mmdet.shipped import shipped_file
+
 #: Prefixes of model names that bring their own configuration and weights
 SCHEMAS = ('local-dir:', 'hf-hub:')
 #: Seed of random weights, the same in every process
@@ -58,8 +60,11 @@ def load_open_clip(
         RuntimeError: If weights cannot be fetched, read, or do not fit the model.
     """
     open_clip = import_open_clip()
+    if pretrained is not None:
+        pretrained = shipped_file(pretrained)
     if model_configs is not None:
-        _add_model_configs(open_clip, Path(model_configs).expanduser())
+        folder = Path(shipped_file(model_configs)).expanduser()
+        _add_model_configs(open_clip, folder)
     options: dict[str, Any] = dict(cache_dir=cache_dir)
     if image_size is not None:
         square = isinstance(image_size, int)

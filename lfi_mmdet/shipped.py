@@ -1,0 +1,55 @@
+"""Where configs and tools are: in a checkout, or within an installed package."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def shipped_root() -> Path:
+    """The folder that holds ``configs`` and ``tools``.
+
+    A wheel has them in ``lfi_mmdet/.mim``, where OpenMIM looks for them.
+    """
+    checkout = _PACKAGE.parent
+    known = (checkout / 'setup.py', checkout / 'tools' / 'train.py')
+    return checkout if all(path.is_file() for path in known) else _PACKAGE / '.mim'
+
+
+def config_path(name: str) -> str:
+    """One of our configs, for ``_base_`` of a config elsewhere::
+
+        _base_ = __import__('lfi_mmdet').config_path('lfi/mask-rcnn_vit-s_lfi_coco.py')
+
+    mmengine knows the prefixes of OpenMMLab's packages only (``mmdet::``).
+
+    Args:
+        name: Path below ``configs``.
+
+    Raises:
+        FileNotFoundError: If there is no such config.
+    """
+    folder = shipped_root() / 'configs'
+    path = folder / name
+    if not path.is_file():
+        known = sorted(str(p.relative_to(folder)) for p in folder.glob('lfi*/*.py'))
+        close = get_close_matches(name, known, 3, 0.3) or known[:3]
+        raise FileNotFoundError(f'lfi_mmdet has no config {name!r}; such are {close}')
+    return str(path)
+
+
+def shipped_file(path: str) -> str:
+    """A file that our configs name relative to the root, wherever a run is started.
+
+    Args:
+        path: Any path.
+
+    Returns:
+        It, if there is such a file or folder, or none of ours.
+    """
+    if not path.startswith('configs/') or Path(path).exists():
+        return path
+    ours = shipped_root() / path
+    return str(ours) if ours.exists() else path
