@@ -1,0 +1,15 @@
+# Mask R-CNN on Swin-T with LFI; its twin is the config of mmdet
+_base_ = 'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py'
+
+custom_imports = dict(imports=['lfi_mmdet'])
+default_hooks = dict(
+    dataset_check=dict(type='DatasetCheckHook'),
+    class_names=dict(type='ClassNamesHook'),
+)
+model = dict(
+    type='LFIMaskRCNN',
+    interaction=dict(),
+    teacher=dict(
+        type='CoCaTeacher', model='coca_ViT-L-14', pretrained='laion2b_s13b_b90k'
+    ),
+)
