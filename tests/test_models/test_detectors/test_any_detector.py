@@ -252,6 +252,42 @@ def test_the_student_is_exported_alone(by, feedback, tmp_path):
         torch.testing.assert_close(ours, theirs)
 
 
+def test_a_backbone_that_was_pre_trained_without_labels_is_taken_over(tmp_path):
+    cfg = small_cfg('retinanet_r50').model
+    settings = dict(cfg.interaction, num_queries=len(CLASSES))
+    inner = dict(cfg.backbone.to_dict(), frozen_stages=-1)
+    pretrainer = MODELS.build(
+        dict(
+            type='InteractionPretrainer',
+            data_preprocessor=cfg.data_preprocessor.to_dict(),
+            backbone=dict(type='InteractionBackbone', backbone=inner, **settings),
+            teacher=dict(type='GroundTruthTeacher', grid_size=8),
+            distiller=dict(
+                type='InteractionDistiller',
+                losses=dict(attention=dict(type='InteractionAttentionLoss')),
+            ),
+        )
+    )
+    pretrainer.init_weights()
+    pretrainer.set_class_names(CLASSES)
+    data = pretrainer.data_preprocessor(copy.deepcopy(batch()), training=True)
+    losses = pretrainer(data['inputs'], data['data_samples'], mode='loss')
+    assert set(losses) == {'loss_lfi_attention'}
+    total(losses).backward()
+    named = pretrainer.backbone.named_parameters()
+    assert [n for n, p in named if p.requires_grad and p.grad is None] == []
+    torch.save(dict(state_dict=pretrainer.state_dict()), tmp_path / 'pretrained.pth')
+    cfg.backbone.init_cfg = dict(
+        type='Pretrained', checkpoint=str(tmp_path / 'pretrained.pth'),
+        prefix='backbone.',
+    )  # fmt: skip
+    model = MODELS.build(cfg)
+    model.init_weights()
+    own = model.backbone.state_dict()
+    for name, value in pretrainer.backbone.state_dict().items():
+        torch.testing.assert_close(own[name], value, msg=name)
+
+
 # -- detectors of others ---------------------------------------------------------------
 @MODELS.register_module()
 class DetectorOfAProject(RetinaNet):
