@@ -27,7 +27,7 @@ from .student_config import config_of_checkpoint, keeps_queries, student_config
 QUERIES = ('backbone.queries', 'backbone.interaction.', 'backbone.interaction_')
 DISTILLER = ('distiller.',)
 #: Entries of a checkpoint's ``meta`` that are of use without the training
-_META = (
+META = (
     'CLASSES',
     'PALETTE',
     'dataset_meta',
@@ -119,7 +119,7 @@ def export_student(
     deployed = student_config(cfg)
     student, dropped = take_student(state, deployed, checkpoint, queries)
     text = deployed.pretty_text
-    kept_meta = {key: meta[key] for key in _META if key in meta}
+    kept_meta = {key: meta[key] for key in META if key in meta}
     kept_meta.update(cfg=text, lfi_mmdet_version=lfi_mmdet.__version__)
     header = f'# Student of {Path(checkpoint).name}, without what only training needs\n'
     write_both(weights, dict(meta=kept_meta, state_dict=student), config, header + text)

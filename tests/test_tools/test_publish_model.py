@@ -1,0 +1,94 @@
+"""tools/publish_model.py."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+
+from tests.test_tools.conftest import call_tool, in_place
+from tests.tiny import write_tiny_run
+
+AVERAGED = "custom_hooks = [dict(type='EMAHook', momentum=0.5)]"
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A finished training with averaged weights."""
+    root = tmp_path_factory.mktemp('trained')
+    config = write_tiny_run(root, extra=AVERAGED)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        in_place(monkeypatch, root)
+        call_tool('train', config)
+    return root / 'work_dirs' / 'tiny' / 'iter_2.pth'
+
+
+def test_weights_are_named_by_their_digest_and_hold_nothing_of_the_training(
+    tool, trained, tmp_path, capsys
+):
+    (log,) = trained.parent.glob('*/vis_data/scalars.json')
+    told = tool(
+        'publish_model', trained, tmp_path / 'zoo', 'tiny', '--log', log,
+        '--command', 'train tiny.py',
+    )  # fmt: skip
+    digest = hashlib.sha256(told.weights.read_bytes()).hexdigest()
+    assert told.sha256 == digest and told.weights.name == f'tiny-{digest[:8]}.pth'
+    assert digest in capsys.readouterr().out
+    names = {path.name for path in (tmp_path / 'zoo').iterdir()}
+    assert names == {told.weights.name, 'tiny.py', 'tiny.json', 'tiny.log.json'}
+    content = torch.load(told.weights, weights_only=True)
+    assert set(content) == {'meta', 'state_dict'}
+    before = torch.load(trained, weights_only=False)
+    assert {'optimizer', 'ema_state_dict', 'message_hub'} <= set(before)
+    assert told.size < 0.5 * trained.stat().st_size
+    for name, value in content['state_dict'].items():
+        torch.testing.assert_close(value, before['state_dict'][name], msg=name)
+    # the config is that of the training, and its model takes the weights
+    cfg = Config.fromfile(told.config)
+    assert 'work_dir' not in cfg
+    model = MODELS.build(cfg.model)
+    result = model.load_state_dict(content['state_dict'], strict=False)
+    assert not result.unexpected_keys
+    assert all(key.startswith('distiller.') for key in result.missing_keys)
+    record = json.loads(told.record.read_text())
+    assert record['sha256'] == digest and record['bytes'] == told.size
+    assert record['command'] == 'train tiny.py' and record['iter'] == 2
+    assert record['averaged'] and record['versions']['torch'] == torch.__version__
+    assert (tmp_path / 'zoo' / 'tiny.log.json').read_text() == log.read_text()
+
+
+def test_last_weights_are_taken_if_asked_for(tool, trained, tmp_path):
+    told = tool('publish_model', trained, tmp_path, 'last', '--no-ema')
+    key = 'backbone.queries'
+    before = torch.load(trained, weights_only=False)['ema_state_dict']
+    found = torch.load(told.weights, weights_only=True)['state_dict']
+    torch.testing.assert_close(found[key], before[f'module.{key}'])
+
+
+def test_nothing_is_replaced_unasked_and_no_older_weights_stay(tool, trained, tmp_path):
+    first = tool('publish_model', trained, tmp_path, 'tiny')
+    with pytest.raises(SystemExit, match=f'{first.weights.name} exist; choose another'):
+        tool('publish_model', trained, tmp_path, 'tiny', '--no-ema')
+    assert first.weights.exists()
+    second = tool('publish_model', trained, tmp_path, 'tiny', '--no-ema', '--force')
+    assert second.weights != first.weights
+    assert list(tmp_path.glob('*.pth')) == [second.weights]
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['nobody.pth', 'zoo', 'tiny'], 'checkpoint=nobody.pth: no such file'),
+        (['{trained}', 'zoo', 'a/b'], "name 'a/b' is to be that of files"),
+        (['{trained}', 'zoo', 'tiny', '--log', 'no.json'], 'log no.json: no such file'),
+        (['{trained}', 'file', 'tiny'], 'file cannot be written to'),
+    ],
+)
+def test_bad_input_leaves_nothing_behind(tool, trained, tmp_path, arguments, message):
+    (tmp_path / 'file').write_text('')
+    given = [text.format(trained=trained) for text in arguments]
+    with pytest.raises(SystemExit, match=message):
+        tool('publish_model', *given)
+    assert not list(tmp_path.glob('**/*.pth')) and not list(tmp_path.glob('**/.tiny*'))
