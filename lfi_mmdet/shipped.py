@@ -14,7 +14,8 @@ def shipped_root() -> Path:
     A wheel has them in ``lfi_mmdet/.mim``, where OpenMIM looks for them.
     """
     checkout = _PACKAGE.parent
-    known = (checkout / 'setup.py', checkout / 'tools' / 'train.py')
+    # installed into the folder of another project, it is not in a checkout of ours
+    known = (checkout / 'setup.py', checkout / 'configs/lfi/metafile.yml')
     return checkout if all(path.is_file() for path in known) else _PACKAGE / '.mim'
 
 

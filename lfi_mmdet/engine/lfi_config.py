@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
+from lfi_mmdet.engine.hooks import ClassNamesHook
 from lfi_mmdet.models.backbones import QueryMixin
 from lfi_mmdet.models.detectors import LFIMixin
 
@@ -27,8 +28,11 @@ def lfi(
     The detector and its backbone may be of any package. In a config in Python style::
 
         model = __import__('lfi_mmdet').lfi(model, teacher=dict(...))
+        default_hooks.update(class_names=dict(type='ClassNamesHook'))
 
-    since mmengine does not let such a config call what it imports by a statement.
+    since mmengine does not let such a config call what it imports by a statement. A
+    whole config gets the hook, which gives the teacher the names of the dataset's
+    classes; a ``model`` alone cannot.
 
     Args:
         cfg: A whole config or its ``model``; is not changed.
@@ -73,7 +77,17 @@ def lfi(
         names: list[str] = list(imports.get('imports') or [])
         if 'lfi_mmdet' not in names:
             cfg['custom_imports'] = dict(imports, imports=[*names, 'lfi_mmdet'])
+        hooks: dict[str, Any] = dict(cfg.get('default_hooks') or {})
+        custom: list[Any] = list(cfg.get('custom_hooks') or [])
+        if not any(_is_class_names(hook) for hook in (*hooks.values(), *custom)):
+            hooks['class_names'] = dict(type='ClassNamesHook')
+            cfg['default_hooks'] = hooks
     return cfg
+
+
+def _is_class_names(hook: Any) -> bool:
+    kind = hook.get('type') if isinstance(hook, Mapping) else type(hook)
+    return kind in ('ClassNamesHook', ClassNamesHook)
 
 
 def _has_queries(backbone: Any) -> bool:

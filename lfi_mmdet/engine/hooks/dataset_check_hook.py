@@ -180,7 +180,7 @@ def check_heads(model: nn.Module, dataset: Any, key: str) -> None:
         for name, module in unwrap_model(model).named_modules()
         if isinstance(module, BaseDenseHead | BBoxHead | FCNMaskHead)
         and isinstance(getattr(module, 'num_classes', None), int)
-        and not name.endswith('rpn_head')  # its only class is "object"
+        and 'rpn_head' not in name.split('.')  # its only class is "object"
         and module.num_classes != len(classes)
     ]
     if wrong:

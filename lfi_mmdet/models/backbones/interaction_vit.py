@@ -227,7 +227,8 @@ class InteractionViT(QueryMixin, BaseModule):
         last_map: int | None,
         last_query: int | None,
         last_output: int | None = -1,
-        first_output: int = 0,
+        read_outputs: Sequence[int] | None = None,
+        pretraining: bool = False,
     ) -> list[str]:
         """Freeze the parameters that no loss reaches.
 
@@ -243,8 +244,9 @@ class InteractionViT(QueryMixin, BaseModule):
             last_query: The same for the queries.
             last_output: Index of the last of the outputs that a loss looks at; None if
                 none does.
-            first_output: Index of the first of them; later blocks need the earlier
-                ones anyway.
+            read_outputs: Indices of all of them; those before the last change
+                nothing, since later blocks need the earlier ones.
+            pretraining: Whether there is no detector; it changes nothing either.
 
         Returns:
             Names of the parameters that were frozen.

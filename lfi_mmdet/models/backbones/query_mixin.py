@@ -32,8 +32,12 @@ class QueryMixin:
     _trace: InteractionTrace | None = None
     _img_shapes: Sequence[tuple[int, int]] | None = None
 
-    def init_queries(self) -> None:
+    def init_queries(self, read_texts: bool = True) -> None:
         """Give queries and interaction their start values.
+
+        Args:
+            read_texts: Whether queries start from ``text_embeddings``, if there are
+                any. A model that is built for weights of a file needs no other file.
 
         Raises:
             ValueError: If the file of text embeddings holds another number of texts.
@@ -42,7 +46,7 @@ class QueryMixin:
         for module in self.interaction.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-        if self.text_embeddings is None:
+        if self.text_embeddings is None or not read_texts:
             nn.init.trunc_normal_(self.queries, std=0.02)
             return
         texts = load_text_embeddings(self.text_embeddings)

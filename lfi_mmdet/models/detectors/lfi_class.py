@@ -38,9 +38,20 @@ def lfi_class(detector: type) -> type:
         return known  # written out, such as LFIMaskRCNN
     if detector not in _CLASSES:
         doc = f':class:`{detector.__name__}` with a teacher, see :class:`LFIMixin`.'
-        attributes = dict(__doc__=doc, __module__=__name__)
+        attributes = dict(__doc__=doc, __module__=__name__, __reduce_ex__=_reduce)
         _CLASSES[detector] = type(name, (LFIMixin, detector), attributes)
     return _CLASSES[detector]
+
+
+def _reduce(self: Any, protocol: Any) -> tuple:
+    """No module has a name for such a class, so a pickle makes it anew."""
+    return _empty, (type(self).__bases__[1],), self.__dict__.copy()
+
+
+def _empty(detector: type) -> Any:
+    """A detector that a pickle is put into."""
+    kind: Any = lfi_class(detector)
+    return kind.__new__(kind)
 
 
 def register_lfi_classes(registry: Registry = MODELS) -> list[str]:

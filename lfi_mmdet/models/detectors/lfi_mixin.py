@@ -14,6 +14,7 @@ from lfi_mmdet.models.teachers import CachedTeacher
 from lfi_mmdet.models.teachers.wrapper import innermost, present_by_labels
 from lfi_mmdet.structures import InteractionTargets, InteractionTrace
 
+from .read_outputs import read_outputs
 from .regions import region_head
 from .with_queries import with_queries
 
@@ -84,8 +85,7 @@ class LFIMixin(TeacherMixin, Detector):
             teacher,
             distiller,
             region_head(self),
-            last_output=-1,
-            first_output=getattr(getattr(self, 'neck', None), 'start_level', 0),
+            read_outputs=read_outputs(self),
         )
         if sup_labels and self.teacher is not None:
             parts = innermost(self.teacher)

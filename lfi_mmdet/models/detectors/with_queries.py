@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mmdet.registry import MODELS
+
+from lfi_mmdet.models.backbones import InteractionBackbone, QueryMixin
+
 #: Parts of a detector that may say how many classes there are
 HEADS = ('bbox_head', 'roi_head', 'mask_head', 'panoptic_head')
 
@@ -34,6 +38,15 @@ def with_queries(model: Mapping[str, Any], interaction: Mapping[str, Any]) -> di
         raise TypeError(
             f'model.interaction has {taken}, which come from model.backbone; leave '
             'them out'
+        )
+    kind = backbone['type']
+    found = MODELS.get(kind) if isinstance(kind, str) else kind
+    if found is InteractionBackbone or (
+        isinstance(found, type) and issubclass(found, QueryMixin)
+    ):
+        raise TypeError(
+            f'model.interaction: model.backbone.type={kind!r} has queries of its own; '
+            'leave model.interaction out'
         )
     settings = dict(interaction)
     if 'num_queries' not in settings:

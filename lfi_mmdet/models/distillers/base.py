@@ -84,7 +84,11 @@ class Distiller(BaseModule, metaclass=ABCMeta):
 
     def last_output(self) -> int | None:
         """Index of the last output of the backbone that a loss looks at."""
-        return None
+        return max(self.read_outputs(), default=None)
+
+    def read_outputs(self) -> list[int]:
+        """Indices of all outputs of the backbone that a loss looks at."""
+        return []
 
     def check_classes(self, num_classes: int, num_more: int = 0) -> None:
         """Check that the texts fit the student; called before they are encoded.

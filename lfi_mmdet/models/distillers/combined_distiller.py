@@ -72,7 +72,7 @@ class CombinedDistiller(Distiller):
         self.wants_tokens = next(iter(kinds), None)
         self.needs_regions = any(part.needs_regions for part in built.values())
         self.distillers = nn.ModuleDict(built)
-        self.last_output()  # raises, if there is no telling
+        self.read_outputs()  # raises, if there is no telling
         self._check_names()
 
     def _check_names(self) -> None:
@@ -130,18 +130,18 @@ class CombinedDistiller(Distiller):
         )
         return maps, queries
 
-    def last_output(self) -> int | None:
-        """The last of all; see :class:`Distiller`."""
+    def read_outputs(self) -> list[int]:
+        """Those of all; see :class:`Distiller`."""
         outputs = {
-            name: part.last_output() for name, part in self.children_by_name.items()
+            name: part.read_outputs() for name, part in self.children_by_name.items()
         }
-        found = [output for output in outputs.values() if output is not None]
+        found = [output for some in outputs.values() for output in some]
         if found and min(found) < 0 <= max(found):
             raise ValueError(
                 f'distiller.distillers look at the outputs {outputs} of the backbone, '
                 'counted from both ends; count from one'
             )
-        return max(found, default=None)
+        return found
 
     def check_classes(self, num_classes: int, num_more: int = 0) -> None:
         """Ask each; see :class:`Distiller`."""

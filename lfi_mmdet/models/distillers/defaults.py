@@ -27,7 +27,9 @@ def default_distiller(student: InteractionSpec, teacher: FrozenTeacher) -> dict:
     if teacher.has_relations:
         losses['relation'] = dict(type='InteractionRelationLoss', loss_weight=0.5)
     layers = len(student.layers), teacher.num_layers
-    if min(layers) and len(map_layers(mapping, *layers)) > 1:
+    pairs = map_layers(mapping, *layers) if min(layers) else []
+    # with a single layer of the teacher there is no change to follow
+    if len({taught for _, taught in pairs}) > 1:
         losses['dynamics'] = dict(type='InteractionDynamicsLoss', loss_weight=0.1)
     return dict(
         type='InteractionDistiller',

@@ -123,9 +123,9 @@ class FeatureDistiller(Distiller):
         """``loss_kd_*``."""
         return [f'loss_kd_{name}' for name in self.losses]
 
-    def last_output(self) -> int | None:
+    def read_outputs(self) -> list[int]:
         """The only output that is looked at."""
-        return self.output
+        return [self.output]
 
     def align(
         self,

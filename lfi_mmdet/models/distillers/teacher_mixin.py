@@ -46,8 +46,7 @@ class TeacherMixin(Model):
         teacher: dict | None,
         distiller: dict | None,
         regions: RegionHead | None = None,
-        last_output: int | None = None,
-        first_output: int = 0,
+        read_outputs: Sequence[int] | None = None,
     ) -> None:
         """Build teacher and distiller, and freeze what no loss will reach.
 
@@ -56,9 +55,8 @@ class TeacherMixin(Model):
             distiller: Config of a :class:`Distiller`; None for that of
                 :func:`default_distiller`.
             regions: See :func:`build_distiller`.
-            last_output: Index of the last output of the backbone that other losses
-                than the distiller's look at; None if there are none.
-            first_output: Index of the first of them.
+            read_outputs: Indices of the outputs of the backbone that other losses than
+                the distiller's look at; None if there are no such losses.
 
         Raises:
             TypeError: If the backbone records no interactions.
@@ -73,6 +71,8 @@ class TeacherMixin(Model):
             )
         self.teacher = self.distiller = None
         supervised: tuple[int | None, int | None] = (None, None)
+        pretraining = read_outputs is None
+        read = list(read_outputs or [])
         if teacher is not None:
             # never registered as a module: FrozenTeacher is no nn.Module
             self.teacher = build_part(teacher, FrozenTeacher, 'model.teacher')
@@ -85,11 +85,13 @@ class TeacherMixin(Model):
             # present texts are asked for in every step: the host need not wait
             self.image_preprocessor.register_forward_pre_hook(note_labels)
             supervised = self.distiller.last_supervised()
-            if last_output is None:
-                last_output = self.distiller.last_output()
+            read += self.distiller.read_outputs()
             if self.teacher.class_names is not None:
                 self.set_class_names(self.teacher.class_names)
-        self.backbone.freeze_unreached(*supervised, last_output, first_output)
+        # some count from the first output, some from the last
+        read = sorted({i % len(spec.output_dims) for i in read})
+        last = read[-1] if read else None
+        self.backbone.freeze_unreached(*supervised, last, read, pretraining)
 
     @property
     def image_preprocessor(self) -> Any:

@@ -1,5 +1,7 @@
 from .interaction import QueryInteraction
 from .query_init import load_text_embeddings, queries_from_texts
+from .query_weights import own_weights, pretrained_file
+from .stage_grid import to_grid
 from .vit_block import ViTBlock
 from .vit_checkpoint import load_vit_checkpoint
 
@@ -8,5 +10,8 @@ __all__ = [
     'ViTBlock',
     'load_text_embeddings',
     'load_vit_checkpoint',
+    'own_weights',
+    'pretrained_file',
     'queries_from_texts',
+    'to_grid',
 ]

@@ -1,13 +1,14 @@
 """LFI in the detectors of mmdet: our configs, made small."""
 
 import copy
+import pickle
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from mmdet.models.detectors import BaseDetector, RetinaNet
+from mmdet.models.detectors import BaseDetector, RetinaNet, RTMDet
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
@@ -22,6 +23,7 @@ from lfi_mmdet.models.detectors import (
     lfi_class,
     register_lfi_classes,
 )
+from lfi_mmdet.models.detectors.read_outputs import read_outputs
 
 CONFIGS = Path(__file__).parents[3] / 'configs' / 'lfi'
 #: Config of each detector, and what makes it small besides the backbone
@@ -125,12 +127,12 @@ def build(cfg: Config) -> BaseDetector:
     return model
 
 
-def batch() -> dict:
+def batch(same_size: bool) -> dict:
     """Two raw images with one object each."""
     generator = torch.Generator().manual_seed(0)
     inputs, samples = [], []
-    h = w = 128  # some detectors of mmdet take images of one size only
-    for i in range(2):
+    sizes = [(128, 128)] * 2 if same_size else [(128, 96), (100, 128)]
+    for i, (h, w) in enumerate(sizes):
         pixels = torch.randint(0, 255, (3, h, w), generator=generator)
         mask = np.zeros((1, h, w), np.uint8)
         mask[0, 16:64, 16:80] = 1
@@ -153,8 +155,13 @@ def batch() -> dict:
     return dict(inputs=inputs, data_samples=samples)
 
 
+def batch_for(model) -> dict:
+    # RTMDet takes images of one size only
+    return batch(same_size=isinstance(model, RTMDet))
+
+
 def losses_of(model) -> dict:
-    data = model.data_preprocessor(copy.deepcopy(batch()), training=True)
+    data = model.data_preprocessor(batch_for(model), training=True)
     return model.loss(data['inputs'], data['data_samples'])
 
 
@@ -167,20 +174,34 @@ def total(losses) -> torch.Tensor:
     )
 
 
+def without_gradient(model) -> set[str]:
+    total(losses_of(model)).backward()
+    return {
+        n for n, p in model.named_parameters() if p.requires_grad and p.grad is None
+    }
+
+
+def stock_cfg(cfg: Config) -> Config:
+    """The config without LFI."""
+    plain = Config.fromstring(cfg.pretty_text, '.py')
+    plain.model.type = cfg.model.type.removeprefix('LFI')
+    for key in ('interaction', 'teacher'):
+        plain.model.pop(key)
+    return plain
+
+
+@pytest.mark.parametrize('feedback', [False, True])
 @pytest.mark.parametrize('name', DETECTORS)
-def test_a_detector_trains_predicts_saves_and_loads(name, tmp_path):
+def test_a_detector_trains_predicts_saves_and_loads(name, feedback, tmp_path):
     cfg = small_cfg(name)
+    cfg.model.interaction.feedback = feedback
     model = build(cfg).train()
     assert isinstance(model, LFIMixin) and cfg.model.type.startswith('LFI')
     assert model.backbone.num_queries == len(CLASSES)
     losses = losses_of(model)
     assert losses['loss_lfi_attention'] > 0 and losses['loss_lfi_dynamics'] >= 0
-    total(losses).backward()
-    lost = {
-        n for n, p in model.named_parameters() if p.requires_grad and p.grad is None
-    }
-    # as many as without LFI: mmdet's own detectors may leave some out
-    assert not {n for n in lost if 'interaction' in n or 'queries' in n}
+    # DDP waits for all of them; mmdet's own may leave some out
+    assert without_gradient(model) == without_gradient(build(stock_cfg(cfg)).train())
     torch.optim.SGD(model.parameters(), lr=1e-3).step()
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
@@ -196,7 +217,7 @@ def test_a_detector_trains_predicts_saves_and_loads(name, tmp_path):
 def predict(model) -> list[torch.Tensor]:
     model.eval()
     with torch.no_grad():
-        data = model.data_preprocessor(copy.deepcopy(batch()), training=False)
+        data = model.data_preprocessor(batch_for(model), training=False)
         samples = model.predict(data['inputs'], data['data_samples'])
     return [sample.pred_instances.scores for sample in samples]
 
@@ -204,12 +225,7 @@ def predict(model) -> list[torch.Tensor]:
 @pytest.mark.parametrize('name', DETECTORS)
 def test_without_feedback_the_detector_is_the_one_of_mmdet(name):
     cfg = small_cfg(name)
-    model = build(cfg)
-    plain = Config.fromstring(cfg.pretty_text, '.py')
-    plain.model.type = cfg.model.type.removeprefix('LFI')
-    for key in ('interaction', 'teacher'):
-        plain.model.pop(key)
-    twin = build(plain)
+    model, twin = build(cfg), build(stock_cfg(cfg))
     assert not isinstance(twin, LFIMixin)
     state, wanted = model.state_dict(), set(twin.state_dict())
     added = {key for key in set(state) - wanted}
@@ -270,17 +286,15 @@ def test_a_backbone_that_was_pre_trained_without_labels_is_taken_over(tmp_path):
     )
     pretrainer.init_weights()
     pretrainer.set_class_names(CLASSES)
-    data = pretrainer.data_preprocessor(copy.deepcopy(batch()), training=True)
+    data = pretrainer.data_preprocessor(batch(same_size=False), training=True)
     losses = pretrainer(data['inputs'], data['data_samples'], mode='loss')
     assert set(losses) == {'loss_lfi_attention'}
     total(losses).backward()
     named = pretrainer.backbone.named_parameters()
     assert [n for n, p in named if p.requires_grad and p.grad is None] == []
     torch.save(dict(state_dict=pretrainer.state_dict()), tmp_path / 'pretrained.pth')
-    cfg.backbone.init_cfg = dict(
-        type='Pretrained', checkpoint=str(tmp_path / 'pretrained.pth'),
-        prefix='backbone.',
-    )  # fmt: skip
+    path = str(tmp_path / 'pretrained.pth')
+    cfg.backbone.init_cfg = dict(type='Pretrained', checkpoint=path)
     model = MODELS.build(cfg)
     model.init_weights()
     own = model.backbone.state_dict()
@@ -340,6 +354,8 @@ def stock() -> Config:
     for key in ('interaction', 'teacher'):
         cfg.model.pop(key)
     cfg.pop('custom_imports')
+    for hook in ('dataset_check', 'class_names'):
+        cfg.default_hooks.pop(hook)
     return cfg
 
 
@@ -350,7 +366,10 @@ def test_a_config_is_turned_into_its_twin_and_left_as_it_was():
     assert cfg.pretty_text == before
     assert twin.model.type == 'LFIRetinaNet' and twin.model.interaction == {}
     assert twin.custom_imports.imports == ['lfi_mmdet']
+    assert twin.default_hooks.class_names.type == 'ClassNamesHook'
     assert twin.model.sup_weight == 2.0
+    cfg.custom_hooks = [dict(type='ClassNamesHook')]
+    assert 'class_names' not in lfi(cfg, teacher=None).default_hooks
     # what is written down is the same again
     written = Config.fromstring(twin.pretty_text, '.py')
     assert isinstance(build(written), LFIMixin)
@@ -416,6 +435,55 @@ def test_configs_without_a_detector_are_refused(change, error, message):
         lfi(dict(train_dataloader={}), teacher=None)
 
 
+# -- what the neck leaves out ----------------------------------------------------------
+@pytest.mark.parametrize(
+    'neck, expected',
+    [
+        (dict(start_level=0), [-4, -3, -2, -1]),
+        (dict(start_level=1), [-3, -2, -1]),
+        ('list', [-3, -2, -1]),
+        (None, [-4, -3, -2, -1]),
+    ],
+)
+def test_outputs_that_the_neck_does_not_read_are_found(neck, expected):
+    cfg = small_cfg('retinanet_r50')
+    cfg.model.interaction.feedback = True
+    if neck == 'list':
+        bfp = dict(type='BFP', in_channels=32, num_levels=5, refine_level=2)
+        cfg.model.neck = [cfg.model.neck.to_dict(), bfp]
+    elif neck is None:
+        cfg.model.neck = None
+    else:
+        cfg.model.neck.update(neck)
+    model = build(cfg).train()
+    modes = [module.training for module in model.neck.modules()] if neck else [True]
+    assert read_outputs(model) == expected
+    assert all(modes)
+    frozen = {n for n, p in model.backbone.named_parameters() if not p.requires_grad}
+    unread = 4 - len(expected)
+    assert {n for n in frozen if 'interaction_out' in n} == {
+        f'interaction_out.{i}.weight' for i in range(unread)
+    }
+
+
+def test_a_neck_that_does_not_fit_is_named():
+    cfg = small_cfg('retinanet_r50')
+    cfg.model.interaction.feedback = True
+    cfg.model.neck.in_channels = [8, 16, 32, 65]
+    with pytest.raises(ValueError, match=r'model.neck \(FPN\) fails on maps of a back'):
+        build(cfg)
+
+
+@pytest.mark.parametrize('name', ['retinanet_r50', 'mask-rcnn_r50'])
+def test_a_pickled_detector_is_the_same(name):
+    model = build(small_cfg(name))
+    model.teacher = model.distiller = None  # is in no file
+    again = pickle.loads(pickle.dumps(model))
+    assert type(again) is type(model)
+    for first, second in zip(predict(model), predict(again), strict=True):
+        torch.testing.assert_close(first, second)
+
+
 # -- the key of a config ---------------------------------------------------------------
 @pytest.mark.parametrize(
     'interaction, error, message',
@@ -432,6 +500,16 @@ def test_impossible_interactions_are_refused(interaction, error, message):
     cfg = small_cfg('retinanet_r50')
     cfg.model.interaction = interaction
     with pytest.raises(error, match=message):
+        build(cfg)
+
+
+def test_a_backbone_with_queries_takes_no_more():
+    cfg = small_cfg('retinanet_r50')
+    inner = cfg.model.backbone.to_dict()
+    cfg.model.backbone = dict(type='InteractionBackbone', backbone=inner, num_queries=3)
+    with pytest.raises(
+        TypeError, match="type='InteractionBackbone' has queries of its"
+    ):
         build(cfg)
 
 

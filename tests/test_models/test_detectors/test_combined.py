@@ -159,7 +159,7 @@ def test_a_backbone_learns_without_labels():
         (dict(more=part('cwd')),
          r"distillers\.features and \.more both have a 'loss_kd_cwd'"),
         (dict(features=part('cwd', output=0), more=part('at')),
-         "at the outputs {.*'features': 0, 'more': -1} of the backbone, counted from"),
+         "'features': \\[0\\], 'more': \\[-1\\]} of the backbone, counted"),
         (dict(features=dict(type='FeatureDistiller', losses=dict(a=None))),
          'names no loss'),
     ],

@@ -20,6 +20,7 @@ def losses(student_layers, teacher_layers, relations):
         (4, 12, True, ['attention', 'relation', 'dynamics']),
         (4, 12, False, ['attention', 'dynamics']),
         (1, 12, True, ['attention', 'relation']),
+        (4, 1, True, ['attention', 'relation']),
         # without queries there is no layer: the distiller says so itself
         (0, 12, False, ['attention']),
     ],
