@@ -187,3 +187,13 @@ def test_every_process_loads_what_its_workers_share(root, monkeypatch):
     reader = Reader()
     check(dataset(root, pipeline=[reader]))
     assert reader.calls == [('load_shared', 'train_dataloader.dataset.pipeline.0')]
+
+
+def test_stages_of_a_region_proposal_network_have_no_classes(root):
+    model = detector()
+    model.rpn_head = nn.Module()
+    model.rpn_head.stages = nn.ModuleList([RPNHead(4, feat_channels=4)])
+    dataset_check_hook.check_heads(model, dataset(root), 'train_dataloader.dataset')
+    model.roi_head.stages = nn.ModuleList([detector(4).roi_head.bbox_head])
+    with pytest.raises(InputError, match=r'roi_head\.stages\.0\.num_classes=4'):
+        dataset_check_hook.check_heads(model, dataset(root), 'train')
