@@ -1,0 +1,38 @@
+"""Fetch published weights by the name of their model, and verify them.
+
+An attempt that was cut off goes on where it stopped. Without a name, lists the models.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from lfi_mmdet.engine.model_zoo import fetch, find_model, read_index
+from lfi_mmdet.engine.plain_errors import plain_errors
+from lfi_mmdet.shipped import shipped_root
+
+
+def main(argv: Sequence[str] | None = None) -> Path | None:
+    """Run the command line; ends the program on bad input."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('name', nargs='?', help='e.g. mask-rcnn_vit-s_lfi_coco')
+    parser.add_argument('--out', default='checkpoints', help='folder; %(default)s')
+    args = parser.parse_args(argv)
+    with plain_errors():
+        models = read_index()
+        if args.name is None:
+            for model in models.values():
+                print(f'{model.name}: {model.weights or "not run yet"}')
+            return None
+        model = find_model(args.name, models)
+        path = fetch(model, args.out)
+    print(f'{path}: verified\n{shipped_root() / model.config}: its config')
+    return path
+
+
+if __name__ == '__main__':
+    main()
