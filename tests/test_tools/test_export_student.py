@@ -1,8 +1,9 @@
 """tools/export_student.py."""
 
+import numpy as np
 import pytest
 import torch
-from mmdet.apis import inference_detector, init_detector
+from mmdet.apis import DetInferencer, inference_detector, init_detector
 from mmengine.config import Config
 
 from tests.test_tools.conftest import call_tool, in_place
@@ -55,6 +56,21 @@ def test_mmdet_runs_the_exported_student_without_a_teacher(
     last = torch.load('last.pth', weights_only=True)['state_dict'][name]
     assert torch.equal(last, before['ema_state_dict'][f'module.{name}'])
     assert not torch.equal(last, before['state_dict'][name])
+
+
+@pytest.mark.parametrize('feedback', [False, True])
+def test_mmdets_inferencer_takes_images_folders_and_frames(tool, trained, feedback):
+    root = trained[feedback]
+    export = tool('export_student', checkpoint_of(root), 'student.pth')
+    infer = DetInferencer(str(export.config), str(export.weights), device='cpu')
+    one = infer(str(root / 'train' / '0.png'))['predictions']
+    assert len(one) == 1 and set(one[0]) >= {'labels', 'scores', 'bboxes', 'masks'}
+    assert len(infer(str(root / 'train'))['predictions']) == 4
+    # a video is read frame by frame, by mmcv.VideoReader for example
+    frames = [np.full((64, 48, 3), value, np.uint8) for value in (0, 90, 200)]
+    assert len(infer(frames, batch_size=2)['predictions']) == 3
+    model = init_detector(str(export.config), str(export.weights), device='cpu')
+    assert len(inference_detector(model, frames)) == 3
 
 
 @pytest.mark.parametrize('feedback', [False, True])
