@@ -6,7 +6,7 @@ import ast
 import copy
 from typing import Any
 
-from mmdet.registry import MODELS
+from mmdet.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
 from mmengine.config import Config
 
 from lfi_mmdet.models.backbones import InteractionBackbone, InteractionViT
@@ -116,7 +116,50 @@ def student_config(cfg: Config) -> Config:
         cfg.model.type = plain
         for part in ('detector', 'teacher', 'distiller'):
             cfg.model.pop(part, None)
+    if not _names_ours(cfg.model):
+        _forget_package(cfg)
     return cfg
+
+
+def _our_types() -> set[str]:
+    """Names of all that this package has registered."""
+    return {
+        name
+        for registry in (DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS)
+        for name, kind in registry.module_dict.items()
+        if kind.__module__.split('.')[0] == 'lfi_mmdet'
+    }
+
+
+def _names_ours(part: Any) -> bool:
+    """Whether anything within part of a config is of this package."""
+    ours = _our_types()
+
+    def search(part: Any) -> bool:
+        if isinstance(part, dict):
+            kind = part.get('type')
+            name = kind if isinstance(kind, str) else getattr(kind, '__name__', None)
+            return name in ours or any(map(search, part.values()))
+        return isinstance(part, (list, tuple)) and any(map(search, part))
+
+    return search(part)
+
+
+def _forget_package(cfg: Config) -> None:
+    """Leave out what would need this package, so that a stock model runs without it."""
+    for key in ('custom_hooks', 'default_hooks'):
+        hooks = cfg.get(key)
+        if isinstance(hooks, dict):
+            cfg[key] = {k: v for k, v in hooks.items() if not _names_ours(v)}
+        elif hooks:
+            cfg[key] = [hook for hook in hooks if not _names_ours(hook)]
+    imports = cfg.get('custom_imports')
+    if imports and not any(_names_ours(value) for value in cfg.values()):
+        left = [name for name in imports['imports'] if name != 'lfi_mmdet']
+        if left:
+            cfg.custom_imports.imports = left
+        else:
+            cfg.pop('custom_imports')
 
 
 def _stage_queries(model: Any) -> Any:

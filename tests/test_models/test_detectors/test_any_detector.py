@@ -264,6 +264,10 @@ def test_the_student_is_exported_alone(by, feedback, tmp_path):
     state = torch.load(found.weights, weights_only=True)['state_dict']
     student.load_state_dict(state, strict=True)
     assert getattr(student, 'teacher', None) is None
+    # a stock detector needs nothing of ours
+    text = Path(found.config).read_text()
+    assert ('lfi_mmdet' in text.partition('\n')[2]) == feedback
+    assert ('ClassNamesHook' in text) == feedback
     for ours, theirs in zip(predict(model), predict(student), strict=True):
         torch.testing.assert_close(ours, theirs)
 
