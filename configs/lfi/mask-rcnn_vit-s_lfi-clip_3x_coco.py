@@ -1,0 +1,7 @@
+_base_ = './mask-rcnn_vit-s_lfi_3x_coco.py'
+
+model = dict(
+    teacher=dict(
+        _delete_=True, type='CLIPTeacher', model='ViT-B-16', pretrained='openai'
+    )
+)
