@@ -153,14 +153,13 @@ class StageInteractionMixin(QueryMixin, Backbone):
         return tuple(sorted({i % count for i in stages}))
 
     def _check_outputs(self, outs: Any, x: Tensor) -> None:
-        """Check that they are what the constructor was told, or found by a trial."""
+        """Check that those with an interaction are what the constructor knows of."""
         name, count = type(self).__name__, len(self.output_dims)
         if not isinstance(outs, (tuple, list)) or len(outs) != count:
             got = len(outs) if isinstance(outs, (tuple, list)) else type(outs).__name__
             raise ValueError(f'{name} returns {got}, not {count} outputs')
-        for i, (out, dims, stride) in enumerate(
-            zip(outs, self.output_dims, self.output_strides)
-        ):
+        for i in self.interaction_stages:
+            out, dims, stride = outs[i], self.output_dims[i], self.output_strides[i]
             sizes = [n / stride for n in x.shape[-2:]]
             fits = all(
                 math.floor(size) <= n <= math.ceil(size)
