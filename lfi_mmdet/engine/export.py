@@ -18,13 +18,13 @@ from torch import Tensor
 
 import lfi_mmdet
 from lfi_mmdet.compat.checkpoints import load_checkpoint
+from lfi_mmdet.models.backbones import QUERY_KEYS
 
 from .inference import without_teacher
 from .preflight import InputError, check_checkpoint, check_weights
 from .student_config import config_of_checkpoint, keeps_queries, student_config
 
-#: What belongs to the queries in a checkpoint, and what to the distiller
-QUERIES = ('backbone.queries', 'backbone.interaction.', 'backbone.interaction_')
+#: What belongs to the distiller in a checkpoint
 DISTILLER = ('distiller.',)
 #: Entries of a checkpoint's ``meta`` that are of use without the training
 META = (
@@ -103,7 +103,7 @@ def export_student(
     except (FileNotFoundError, ValueError) as error:
         raise InputError(str(error)) from error
     state, averaged = choose_weights(content, checkpoint, ema)
-    if not any(key.startswith((*QUERIES, *DISTILLER)) for key in state):
+    if not any(key.startswith((*QUERY_KEYS, *DISTILLER)) for key in state):
         raise InputError(
             f'checkpoint {checkpoint} has no interaction weights (backbone.queries, '
             'backbone.interaction.*) and none of a distiller; it is that of a plain '
@@ -223,7 +223,7 @@ def take_student(
     """
     model = MODELS.build(deployed.model)
     own = model.state_dict()
-    droppable = DISTILLER if queries else (*DISTILLER, *QUERIES)
+    droppable = DISTILLER if queries else (*DISTILLER, *QUERY_KEYS)
     lost = [key for key in state if key not in own and not key.startswith(droppable)]
     missing = [key for key in own if key not in state]
     if lost or missing:

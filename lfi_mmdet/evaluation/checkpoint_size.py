@@ -13,11 +13,13 @@ from mmengine.runner import Runner
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lfi_mmdet.models.backbones import QUERY_KEYS
+
 from .train_step import TrainStep
 
 #: How names of the parts start that LFI adds to a detector
 PARTS = dict(
-    interaction=('backbone.queries', 'backbone.interaction.'),
+    interaction=QUERY_KEYS,
     distiller=('distiller.',),
 )
 

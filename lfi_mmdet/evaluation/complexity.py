@@ -12,6 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from lfi_mmdet.models.backbones import QUERY_KEYS
+
 from .reading import evaluation_mode
 
 #: Where the parts stand inside a detector, by the name of the module
@@ -51,11 +53,7 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
         total=sum(sizes.values()) - distiller,
         distiller=distiller,
         backbone=sum(n for k, n in sizes.items() if k.startswith('backbone.')),
-        interaction=sum(
-            n
-            for k, n in sizes.items()
-            if k.startswith('backbone.interaction.') or k == 'backbone.queries'
-        ),
+        interaction=sum(n for k, n in sizes.items() if k.startswith(QUERY_KEYS)),
     )
 
 

@@ -12,6 +12,14 @@ from lfi_mmdet.structures import InteractionSpec, InteractionTrace, valid_patche
 
 from ..utils import QueryInteraction, load_text_embeddings, queries_from_texts
 
+#: How the names of what belongs to the queries start in the state dict of a detector
+QUERY_KEYS = (
+    'backbone.queries',
+    'backbone.interaction.',
+    'backbone.interaction_in.',
+    'backbone.interaction_out.',
+)
+
 
 class QueryMixin:
     """Start values of the queries, and a record of what they look at.
