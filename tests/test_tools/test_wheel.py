@@ -81,7 +81,7 @@ def test_the_model_index_has_every_config_and_tells_of_no_run_that_was_not():
     configs = [model['Config'] for model in models]
     found = {str(p.relative_to(ROOT)) for p in (ROOT / 'configs/lfi').glob('*.py')}
     assert sorted(configs) == sorted(found)
-    readme = (ROOT / 'README.md').read_text()
+    readme = (ROOT / 'configs' / 'lfi' / 'README.md').read_text()
     for model in models:
         assert model['In Collection'] in names
         assert model['Name'] == Path(model['Config']).stem
