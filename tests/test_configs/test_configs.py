@@ -1,6 +1,8 @@
 """Every config builds, and an LFI config states only what differs from its twin."""
 
+import copy
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,13 +26,19 @@ PAIRS = [
 ]
 
 
-def load(name: str) -> Config:
-    return Config.fromfile(CONFIGS / 'lfi' / name)
+@cache
+def read(path: Path) -> Config:
+    return Config.fromfile(path)  # takes long
+
+
+def load(name: str | Path) -> Config:
+    """A config, by its name or path, that may be changed."""
+    return copy.deepcopy(read(CONFIGS / 'lfi' / name))
 
 
 @pytest.mark.parametrize('path', ALL, ids=lambda path: path.stem)
 def test_a_config_builds_and_its_parts_agree(path):
-    cfg = Config.fromfile(path)
+    cfg = load(path)
     assert cfg.get('find_unused_parameters', False) is False
     assignment = (cfg.model.get('distiller') or {}).get('assignment')
     if 'teacher' in cfg.model and cfg.model.teacher.type != 'GroundTruthTeacher':
@@ -46,7 +54,7 @@ def test_a_config_builds_and_its_parts_agree(path):
 @pytest.mark.parametrize('path', ALL, ids=lambda path: path.stem)
 def test_the_dataset_is_checked_before_its_class_names_are_used(path):
     # of hooks with the same priority, the one named first runs first
-    names = list(Config.fromfile(path).default_hooks)
+    names = list(load(path).default_hooks)
     assert names.index('dataset_check') < names.index('class_names')
     assert DatasetCheckHook.priority == ClassNamesHook.priority
 
@@ -80,7 +88,7 @@ OTHERS = [
 @pytest.mark.parametrize('path', OTHERS, ids=lambda path: path.stem)
 def test_beside_a_config_of_mmdet_lfi_adds_three_keys_and_two_hooks(path):
     base = re.search("_base_ = 'mmdet::.*'", path.read_text()).group(0)
-    ours, stock = Config.fromfile(path), Config.fromstring(base, '.py')
+    ours, stock = load(path), Config.fromstring(base, '.py')
     assert ours.custom_imports.imports == ['lfi_mmdet']
     assert ours.default_hooks.pop('dataset_check').type == 'DatasetCheckHook'
     assert ours.default_hooks.pop('class_names').type == 'ClassNamesHook'
@@ -94,7 +102,7 @@ def test_beside_a_config_of_mmdet_lfi_adds_three_keys_and_two_hooks(path):
 
 
 def test_there_is_a_config_for_each_of_the_detectors():
-    kinds = {Config.fromfile(path).model.type for path in OTHERS}
+    kinds = {load(path).model.type for path in OTHERS}
     assert kinds == {
         'LFICascadeRCNN', 'LFIDINO', 'LFIFCOS', 'LFIFasterRCNN', 'LFIMask2Former',
         'LFIMaskRCNN', 'LFIRTMDet', 'LFIRetinaNet', 'LFISOLOv2',

@@ -1,5 +1,7 @@
 """Every teacher of a config can be built: on a tiny network in place of a download."""
 
+import copy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,9 +26,14 @@ TINY = {
 }
 
 
+@cache
+def read(path):
+    return Config.fromfile(path).model.get('teacher') or {}  # takes long
+
+
 def teachers_of(path):
-    """Configs of the single teachers a config names."""
-    teacher = Config.fromfile(path).model.get('teacher') or {}
+    """Configs of the single teachers a config names, which may be changed."""
+    teacher = copy.deepcopy(read(path))
     return list(teacher.get('teachers', [teacher] if teacher else []))
 
 
