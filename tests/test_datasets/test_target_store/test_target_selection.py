@@ -20,9 +20,9 @@ class ToyTeacher(FrozenTeacher):
 
     PRESENT = ('ground_truth', 'teacher', 'all')
 
-    def __init__(self, has_scores=True, has_mass=True, **kwargs):
+    def __init__(self, has_scores=True, tells_mass=True, **kwargs):
         super().__init__(view=dict(size=8), **kwargs)
-        self.has_scores, self.has_mass = has_scores, has_mass
+        self.has_scores, self.tells_mass = has_scores, tells_mass
         self.set_class_names('abcde')
 
     num_layers = 2
@@ -43,7 +43,7 @@ class ToyTeacher(FrozenTeacher):
             maps=maps.unflatten(-1, (4, 4)),
             present=present,
             features=torch.rand(2, 2, 5, 3, generator=random) + 0.1,
-            log_mass=scores.log()[:, None].repeat(1, 2, 1) if self.has_mass else None,
+            log_mass=scores.log()[:, None].repeat(1, 2, 1) if self.tells_mass else None,
             scores=scores if self.wants_scores and self.has_scores else None,
         )
 
@@ -130,7 +130,7 @@ def test_the_best_texts_are_those_present_and_then_those_that_score_highest(scor
 
 def test_a_teacher_that_cannot_rank_its_texts_is_refused():
     with pytest.raises(InputError, match='--texts top:N.*neither scores nor masses'):
-        read(ToyTeacher(has_scores=False, has_mass=False), 'top:2')
+        read(ToyTeacher(has_scores=False, tells_mass=False), 'top:2')
 
 
 def test_free_words_of_captions_are_kept_in_the_order_of_their_rows():
