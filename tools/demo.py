@@ -9,6 +9,7 @@ the pictures and all logs, to the output folder.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import sys
 import time
 from pathlib import Path
 
+from mmengine.config import Config
 from terminaltables import AsciiTable
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,8 +31,9 @@ LFI = 'configs/lfi/mask-rcnn_vit-mini_lfi-pretrained-joint_shapes.py'
 NOTE = (
     'The teacher is a small CoCa that learned from captions of such scenes and saw no '
     'box, mask or label (configs/teachers/coca_shapes.pt). LFI first learns how it '
-    'looks at 2,500 scenes without labels, then trains like the twin, with the teacher '
-    'beside the labels. One run of one seed; docs/results has the paired study.'
+    'looks at 2,500 scenes without labels, then trains as long as the twin, on the same '
+    'labels, with the teacher beside them and smaller steps the deeper a layer lies. One '
+    'run of one seed; docs/results has the paired study.'
 )
 SIDE = 64
 #: Like the scenes whose captions the teacher has read
@@ -38,6 +41,13 @@ SCENES = dict(
     size=SIDE, unlabeled=2500, max_objects=3, min_size=0.3, clutter=0.15,
     typical_colours=0.9,
 )  # fmt: skip
+#: Of every training
+OPTIONS = [
+    f'train_dataloader.dataset.pipeline.2.scale=({SIDE},{SIDE})',
+    f'model.backbone.pretrain_img_size={SIDE}',
+    'optim_wrapper.optimizer.lr=0.001',
+    'randomness.seed=0',
+]
 
 
 class StepFailed(Exception):
@@ -98,6 +108,16 @@ def table(rows: dict[str, dict[str, float]]) -> str:
     return AsciiTable(lines).table
 
 
+def recipe() -> str:
+    """Digest of all that is trained, and on what; results of another are not ours."""
+    configs = {
+        path: Config.fromfile(ROOT / path).to_dict()
+        for path in (TWIN, PRETRAIN, START, LFI)
+    }
+    told = json.dumps([configs, OPTIONS, SCENES], sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
 def length(iters: int | None) -> list[str]:
     """Options that make a training shorter or longer; none keeps the config's."""
     if not iters:
@@ -139,13 +159,7 @@ def main(argv: list[str] | None = None) -> int:
     logs = out / 'logs'
     logs.mkdir(parents=True, exist_ok=True)
     data = out / 'scenes'
-    common = [
-        f'train_dataloader.dataset.data_root={data}/',
-        f'train_dataloader.dataset.pipeline.2.scale=({SIDE},{SIDE})',
-        f'model.backbone.pretrain_img_size={SIDE}',
-        'optim_wrapper.optimizer.lr=0.001',
-        'randomness.seed=0',
-    ]
+    common = [f'train_dataloader.dataset.data_root={data}/', *OPTIONS]
     options = [
         *common,
         f'val_dataloader.dataset.data_root={data}/',
@@ -218,6 +232,7 @@ def main(argv: list[str] | None = None) -> int:
             ],
         ),
         note=NOTE,
+        recipe=recipe(),
         minutes=(time.monotonic() - begin) / 60,
         **facts,
     )
