@@ -29,11 +29,12 @@ PRETRAIN = 'configs/lfi_pretrain/vit-mini_lfi_shapes.py'
 START = 'configs/lfi/mask-rcnn_vit-mini_lfi-coca_shapes.py'
 LFI = 'configs/lfi/mask-rcnn_vit-mini_lfi-pretrained-joint_shapes.py'
 NOTE = (
-    'The teacher is a small CoCa that learned from captions of such scenes and saw no '
-    'box, mask or label (configs/teachers/coca_shapes.pt). LFI first learns how it '
-    'looks at 2,500 scenes without labels, then trains as long as the twin, on the same '
-    'labels, with the teacher beside them and smaller steps the deeper a layer lies. One '
-    'run of one seed; docs/results has the paired study.'
+    'The teacher is a small CoCa that learned from captions of such scenes and '
+    'saw no box, mask or label (configs/teachers/coca_shapes.pt). LFI first '
+    'learns how it looks at 2,500 scenes without labels, then trains as long as '
+    'the twin, on the same labels, with the teacher beside them and smaller steps '
+    'the deeper a layer lies. One run of one seed; docs/results has the paired '
+    'study.'
 )
 SIDE = 64
 #: Like the scenes whose captions the teacher has read
