@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -67,9 +68,9 @@ class QueryMixin:
             self.queries.copy_(queries_from_texts(texts, self.embed_dims))
 
     @property
+    @abstractmethod
     def interaction_spec(self) -> InteractionSpec:
         """What :meth:`interactions` records, known beforehand."""
-        raise NotImplementedError
 
     @contextmanager
     def interactions(

@@ -1,21 +1,14 @@
 """LFI in the detectors of mmdet: our configs, made small."""
 
-import copy
 import pickle
-from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from mmdet.models.detectors import BaseDetector, RetinaNet, RTMDet
+from mmdet.models.detectors import RetinaNet
 from mmdet.registry import MODELS
-from mmdet.structures import DetDataSample
-from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config
-from mmengine.structures import InstanceData
 
-from lfi_mmdet import lfi
 from lfi_mmdet.engine.export import export_student
 from lfi_mmdet.models.detectors import (
     LFIMaskRCNN,
@@ -24,154 +17,16 @@ from lfi_mmdet.models.detectors import (
     register_lfi_classes,
 )
 from lfi_mmdet.models.detectors.read_outputs import read_outputs
-
-CONFIGS = Path(__file__).parents[3] / 'configs' / 'lfi'
-#: Config of each detector, and what makes it small besides the backbone
-DETECTORS = {
-    'mask-rcnn_r50': {},
-    'cascade-mask-rcnn_r50': {},
-    'faster-rcnn_r50': {},
-    'retinanet_r50': {},
-    'fcos_r50': {},
-    'rtmdet-ins_s': {},
-    'dino_r50': dict(
-        num_queries=20,
-        encoder=dict(num_layers=1),
-        decoder=dict(num_layers=2),
-        test_cfg=dict(max_per_img=10),
-        dn_cfg=dict(group_cfg=dict(num_dn_queries=10)),
-    ),
-    'mask2former_r50': dict(
-        data_preprocessor=dict(batch_augments=None),  # pads to 1024 pixels
-        panoptic_head=dict(
-            num_queries=10,
-            num_transformer_feat_level=3,
-            pixel_decoder=dict(encoder=dict(num_layers=1)),
-            transformer_decoder=dict(num_layers=2),
-        ),
-        train_cfg=dict(num_points=100),
-        test_cfg=dict(max_per_image=5),
-    ),
-    'solov2_r50': {},
-}
-CLASSES = ('cat', 'dog', 'bird')
-CHANNELS = (8, 16, 32, 64)
-
-
-def set_classes(part, count):
-    """Change the number of classes wherever it is said."""
-    if isinstance(part, dict):
-        for key, value in part.items():
-            if key in ('num_classes', 'num_things_classes') and isinstance(value, int):
-                part[key] = count
-            elif key == 'class_weight' and isinstance(value, list):
-                part[key] = [1.0] * count + [0.1]
-            else:
-                set_classes(value, count)
-    elif isinstance(part, (list, tuple)):
-        for value in part:
-            set_classes(value, count)
-
-
-@cache
-def text_of(name: str) -> str:
-    """A config of ours as text, its bases written out."""
-    return Config.fromfile(CONFIGS / f'{name}_lfi_coco.py').pretty_text
-
-
-def narrow(part):
-    """Make whatever is 256 or 1024 channels wide 32 channels wide."""
-    if isinstance(part, dict):
-        for key, value in part.items():
-            wide = isinstance(value, int) and value in (256, 512, 1024)
-            if wide and ('channels' in key or key in ('embed_dims', 'num_feats')):
-                part[key] = 32
-            else:
-                narrow(value)
-    elif isinstance(part, (list, tuple)):
-        for value in part:
-            narrow(value)
-
-
-def small_cfg(name: str) -> Config:
-    cfg = Config.fromstring(text_of(name), '.py')
-    cfg.merge_from_dict(dict(model=DETECTORS[name]))
-    model = cfg.model
-    model.teacher = dict(type='GroundTruthTeacher', grid_size=8)
-    model.interaction.update(embed_dims=16, interaction_heads=2)
-    set_classes(model, len(CLASSES))
-    if name == 'rtmdet-ins_s':
-        model.backbone.update(deepen_factor=0.1, widen_factor=0.125, init_cfg=None)
-        model.neck.update(in_channels=[32, 64, 128], out_channels=16, num_csp_blocks=1)
-        model.bbox_head.update(in_channels=16, feat_channels=16, stacked_convs=1)
-        return cfg
-    if name not in ('dino_r50', 'mask2former_r50'):
-        for part in ('neck', 'rpn_head', 'roi_head', 'bbox_head', 'mask_head'):
-            narrow(model.get(part))
-    model.backbone.update(depth=18, base_channels=8, init_cfg=None)
-    if 'panoptic_head' in model:
-        model.panoptic_head.in_channels = list(CHANNELS)
-    elif name == 'dino_r50':
-        model.neck.in_channels = list(CHANNELS[1:])
-    else:
-        model.neck.in_channels = list(CHANNELS)
-    return cfg
-
-
-def build(cfg: Config) -> BaseDetector:
-    torch.manual_seed(0)
-    model = MODELS.build(copy.deepcopy(cfg.model))
-    model.init_weights()
-    if getattr(model, 'teacher', None) is not None:
-        model.set_class_names(CLASSES)
-    return model
-
-
-def batch(same_size: bool) -> dict:
-    """Two raw images with one object each."""
-    generator = torch.Generator().manual_seed(0)
-    inputs, samples = [], []
-    sizes = [(128, 128)] * 2 if same_size else [(128, 96), (100, 128)]
-    for i, (h, w) in enumerate(sizes):
-        pixels = torch.randint(0, 255, (3, h, w), generator=generator)
-        mask = np.zeros((1, h, w), np.uint8)
-        mask[0, 16:64, 16:80] = 1
-        sample = DetDataSample(
-            metainfo=dict(
-                img_shape=(h, w), ori_shape=(h, w), img_id=i, scale_factor=(1.0, 1.0),
-                batch_input_shape=(128, 128),
-            )
-        )  # fmt: skip
-        sample.gt_instances = InstanceData(
-            bboxes=torch.tensor([[16.0, 16.0, 80.0, 64.0]]),
-            labels=torch.tensor([i]),
-            masks=BitmapMasks(mask, h, w),
-        )
-        sample.ignored_instances = InstanceData(
-            bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long)
-        )
-        inputs.append(pixels.to(torch.uint8))
-        samples.append(sample)
-    return dict(inputs=inputs, data_samples=samples)
-
-
-def batch_for(model) -> dict:
-    # RTMDet takes images of one size only
-    return batch(same_size=isinstance(model, RTMDet))
-
-
-def losses_of(model) -> dict:
-    data = model.data_preprocessor(batch_for(model), training=True)
-    return model.loss(data['inputs'], data['data_samples'])
-
-
-def total(losses) -> torch.Tensor:
-    return sum(
-        value
-        for key, values in losses.items()
-        if 'loss' in key
-        for value in (values if isinstance(values, (list, tuple)) else [values])
-    )
+from tests.small_detectors import (
+    CLASSES,
+    DETECTORS,
+    batch,
+    build,
+    losses_of,
+    predict,
+    small_cfg,
+    total,
+)
 
 
 def without_gradient(model) -> set[str]:
@@ -212,14 +67,6 @@ def test_a_detector_trains_predicts_saves_and_loads(name, feedback, tmp_path):
     found = [predict(one) for one in (model, again)]
     for first, second in zip(*found, strict=True):
         torch.testing.assert_close(first, second)
-
-
-def predict(model) -> list[torch.Tensor]:
-    model.eval()
-    with torch.no_grad():
-        data = model.data_preprocessor(batch_for(model), training=False)
-        samples = model.predict(data['inputs'], data['data_samples'])
-    return [sample.pred_instances.scores for sample in samples]
 
 
 @pytest.mark.parametrize('name', DETECTORS)
@@ -350,95 +197,6 @@ def test_what_is_no_detector_is_refused(detector, error, message):
         lfi_class(dict)
 
 
-# -- one function ----------------------------------------------------------------------
-def stock() -> Config:
-    """RetinaNet as a project has it."""
-    cfg = small_cfg('retinanet_r50')
-    cfg.model.type = 'RetinaNet'
-    for key in ('interaction', 'teacher'):
-        cfg.model.pop(key)
-    cfg.pop('custom_imports')
-    for hook in ('dataset_check', 'class_names'):
-        cfg.default_hooks.pop(hook)
-    return cfg
-
-
-def test_a_config_is_turned_into_its_twin_and_left_as_it_was():
-    cfg = stock()
-    before = cfg.pretty_text
-    twin = lfi(cfg, teacher=dict(type='GroundTruthTeacher'), sup_weight=2.0)
-    assert cfg.pretty_text == before
-    assert twin.model.type == 'LFIRetinaNet' and twin.model.interaction == {}
-    assert twin.custom_imports.imports == ['lfi_mmdet']
-    assert twin.default_hooks.class_names.type == 'ClassNamesHook'
-    assert twin.model.sup_weight == 2.0
-    cfg.custom_hooks = [dict(type='ClassNamesHook')]
-    assert 'class_names' not in lfi(cfg, teacher=None).default_hooks
-    # what is written down is the same again
-    written = Config.fromstring(twin.pretty_text, '.py')
-    assert isinstance(build(written), LFIMixin)
-    with pytest.raises(ValueError, match="model.type='LFIRetinaNet' has LFI already"):
-        lfi(twin, teacher=None)
-
-
-def test_the_model_alone_may_be_turned_and_its_type_be_a_class():
-    model = stock().model.to_dict()
-    model['type'] = RetinaNet
-    twin = lfi(model, dict(type='GroundTruthTeacher'), dict(embed_dims=32))
-    assert twin['type'] == 'LFIDetector' and twin['detector'] is RetinaNet
-    assert MODELS.build(twin).backbone.embed_dims == 32
-
-
-PYTHON_STYLE = """
-from mmengine.config import read_base
-with read_base():
-    from .stock import *
-model = __import__('lfi_mmdet').lfi(model, teacher=dict(type='GroundTruthTeacher'))
-"""
-
-
-def test_configs_in_python_style_call_it(tmp_path):
-    model = stock().model.to_dict()
-    del model['type']
-    (tmp_path / 'stock.py').write_text(
-        'from mmdet.models.detectors import RetinaNet\n'
-        f'model = dict({model!r}, type=RetinaNet)\n'
-    )
-    (tmp_path / 'mine.py').write_text(PYTHON_STYLE)
-    cfg = Config.fromfile(tmp_path / 'mine.py')
-    model = MODELS.build(cfg.model)
-    assert type(model) is MODELS.get('LFIRetinaNet')
-    assert model.backbone.num_queries == len(CLASSES)
-    # and what a run writes down is the same again
-    cfg.dump(tmp_path / 'dumped.py')
-    again = Config.fromfile(tmp_path / 'dumped.py', lazy_import=False)
-    assert type(MODELS.build(again.model)) is type(model)
-
-
-def test_a_backbone_with_queries_keeps_its_own():
-    cfg = stock()
-    cfg.model.backbone = dict(
-        type='InteractionBackbone', backbone=cfg.model.backbone.to_dict(), num_queries=3
-    )
-    assert 'interaction' not in lfi(cfg, teacher=None).model
-
-
-@pytest.mark.parametrize(
-    'change, error, message',
-    [
-        (dict(type='Nobody'), KeyError, "model.type='Nobody' is not registered"),
-        (dict(type=None), KeyError, 'is not registered'),
-    ],
-)
-def test_configs_without_a_detector_are_refused(change, error, message):
-    cfg = stock()
-    cfg.model.update(change)
-    with pytest.raises(error, match=message):
-        lfi(cfg, teacher=None)
-    with pytest.raises(ValueError, match='has no model with a "type"'):
-        lfi(dict(train_dataloader={}), teacher=None)
-
-
 # -- what the neck leaves out ----------------------------------------------------------
 @pytest.mark.parametrize(
     'neck, expected',
@@ -486,46 +244,3 @@ def test_a_pickled_detector_is_the_same(name):
     assert type(again) is type(model)
     for first, second in zip(predict(model), predict(again), strict=True):
         torch.testing.assert_close(first, second)
-
-
-# -- the key of a config ---------------------------------------------------------------
-@pytest.mark.parametrize(
-    'interaction, error, message',
-    [
-        (3, TypeError, 'model.interaction=3 is no dict'),
-        (dict(type='X', backbone={}), TypeError, r"has \['backbone', 'type'\], which"),
-        (dict(num_queries=0), ValueError, 'num_queries=0'),
-        (dict(grid_stride=24), ValueError, 'grid_stride=24 is neither a multiple'),
-        (dict(stages=[4]), ValueError, r'stages=\[4\]: choose from the 4 outputs'),
-        (dict(unknown=1), TypeError, 'unknown'),
-    ],
-)
-def test_impossible_interactions_are_refused(interaction, error, message):
-    cfg = small_cfg('retinanet_r50')
-    cfg.model.interaction = interaction
-    with pytest.raises(error, match=message):
-        build(cfg)
-
-
-def test_a_backbone_with_queries_takes_no_more():
-    cfg = small_cfg('retinanet_r50')
-    inner = cfg.model.backbone.to_dict()
-    cfg.model.backbone = dict(type='InteractionBackbone', backbone=inner, num_queries=3)
-    with pytest.raises(
-        TypeError, match="type='InteractionBackbone' has queries of its"
-    ):
-        build(cfg)
-
-
-def test_heads_that_do_not_tell_their_classes_are_asked_about():
-    cfg = small_cfg('retinanet_r50')
-    cfg.model.bbox_head.num_classes = None
-    with pytest.raises(ValueError, match='tell no numbers of classes; give model.int'):
-        build(cfg)
-
-
-def test_a_backbone_without_queries_is_named():
-    cfg = small_cfg('retinanet_r50')
-    cfg.model.pop('interaction')
-    with pytest.raises(TypeError, match='ResNet records no interactions: give it'):
-        build(cfg)
