@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
-from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.utils import is_seq_of
 from timm.layers import resample_abs_pos_embed
@@ -22,7 +20,7 @@ from ..utils import (
     ViTBlock,
     load_vit_checkpoint,
 )
-from .query_mixin import QueryMixin
+from .query_mixin import QueryMixin, freeze
 
 
 class PatchEmbed(nn.Module):
@@ -279,18 +277,7 @@ class InteractionViT(QueryMixin, BaseModule):
                     frozen += self.interaction.parameters_reading()
             if max(written, reached + 1) == 1 and self.interaction.carry is not None:
                 frozen.append(self.interaction.carry)
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        ids = {id(p) for p in frozen}
-        names = [n for n, p in self.named_parameters() if id(p) in ids]
-        if names:
-            whole = (re.sub(r'^(blocks\.\d+)\..*', r'\1', name) for name in names)
-            print_log(
-                f'no loss reaches {len(names)} parameters of the backbone; frozen: '
-                f'{", ".join(dict.fromkeys(whole))}',
-                logger='current',
-            )
-        return names
+        return freeze(self, frozen)
 
     # -- forward -----------------------------------------------------------------------
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:

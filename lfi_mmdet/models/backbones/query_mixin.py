@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from lfi_mmdet.structures import InteractionSpec, InteractionTrace, valid_patches
@@ -109,3 +111,28 @@ class QueryMixin:
         if shapes is None or all(tuple(s[:2]) == tuple(size) for s in shapes):
             return None
         return valid_patches(shapes, grid, (self.patch_size,) * 2, x.device)
+
+
+def freeze(backbone: nn.Module, parameters: Iterable[nn.Parameter]) -> list[str]:
+    """Freeze parameters that no loss reaches, and have the log name them.
+
+    Args:
+        backbone: What they belong to.
+        parameters: Some of its parameters.
+
+    Returns:
+        Their names.
+    """
+    ids = set()
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+        ids.add(id(parameter))
+    names = [n for n, p in backbone.named_parameters() if id(p) in ids]
+    if names:
+        whole = (re.sub(r'^(blocks\.\d+)\..*', r'\1', name) for name in names)
+        print_log(
+            f'no loss reaches {len(names)} parameters of the backbone; frozen: '
+            f'{", ".join(dict.fromkeys(whole))}',
+            logger='current',
+        )
+    return names

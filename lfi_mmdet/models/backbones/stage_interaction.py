@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lfi_mmdet.structures import InteractionSpec
 
 from ..utils import QueryInteraction, own_weights, pretrained_file, to_grid
-from .query_mixin import QueryMixin
+from .query_mixin import QueryMixin, freeze
 
 if TYPE_CHECKING:
     from mmengine.model import BaseModule as Backbone
@@ -302,17 +302,7 @@ class StageInteractionMixin(QueryMixin, Backbone):
         for stage, out in zip(stages, self.interaction_out):
             if stage not in read:
                 frozen += out.parameters()
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        ids = {id(p) for p in frozen}
-        names = [n for n, p in self.named_parameters() if id(p) in ids]
-        if names:
-            print_log(
-                f'no loss reaches {len(names)} parameters of the interaction; frozen: '
-                f'{", ".join(names)}',
-                logger='current',
-            )
-        return names
+        return freeze(self, frozen)
 
     # -- forward -----------------------------------------------------------------------
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
