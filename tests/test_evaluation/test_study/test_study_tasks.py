@@ -6,10 +6,12 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
-from mmdet.registry import MODELS
+from mmcv.transforms import Compose
+from mmdet.registry import MODELS, TRANSFORMS
 from mmengine.config import Config, ConfigDict
 from PIL import Image
 
@@ -332,6 +334,18 @@ def write_photos(folder: Path) -> str:
     return str(folder)
 
 
+def pipelines(part):
+    """All pipelines of a config."""
+    if isinstance(part, dict):
+        for key, value in part.items():
+            if key == 'pipeline':
+                yield value
+            yield from pipelines(value)
+    elif isinstance(part, (list, tuple)):
+        for value in part:
+            yield from pipelines(value)
+
+
 @pytest.mark.parametrize('name', OURS)
 def test_all_trainings_of_our_studies_can_be_made(tmp_path, name):
     path = ROOT / f'configs/studies/{name}.yaml'
@@ -348,6 +362,7 @@ def test_all_trainings_of_our_studies_can_be_made(tmp_path, name):
     made = select(study, maker, lambda setting, arm, seed: seed in seeds)
     names = {task.facts['arm'] for task in made if task.points}
     assert names == set(study.arms)
+    image = np.zeros((8, 8, 3), np.uint8)
     for task in made:
         for text in re.findall(r'[^\s\'"]*\{\w+[\w.]*\}', str(task.config)):
             pytest.fail(f'{task.id}: {text} was not replaced')
@@ -356,6 +371,12 @@ def test_all_trainings_of_our_studies_can_be_made(tmp_path, name):
         if hasattr(model, 'set_class_names'):  # of the classes of the scenes
             shown = task.config['train_dataloader']['dataset'].get('metainfo', {})
             model.set_class_names(shown.get('classes', choose_classes(12)))
+        for pipeline in pipelines(task.config):
+            Compose(copy.deepcopy(pipeline))
+            for step in pipeline:
+                if step['type'] == 'Resize':  # looks at its arguments when it is used
+                    resized = TRANSFORMS.build(step)(dict(img=image.copy()))
+                    assert resized['img'].shape[2] == 3
         for need in task.needs:
             init = task.config['model']['backbone']['init_cfg']
             assert init['checkpoint'] == str(need.checkpoint)
