@@ -23,7 +23,7 @@ $(STAMP): $(REQS) setup.py
 	@echo "[2/4] OpenMMLab packages"
 	$(PIP) --no-deps -r $(MM_REQS)
 	@echo "[3/4] test tools"
-	$(PIP) -c requirements/constraints.txt -r requirements/dev.txt
+	$(PIP) -c requirements/constraints.txt -r requirements/dev.txt -r requirements/deploy.txt
 	@echo "[4/4] lfi_mmdet itself"
 	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@

@@ -65,6 +65,7 @@ setup(
         blip=requirements('blip'),
         clip=['open_clip_torch>=2.32'],
         siglip=['open_clip_torch>=2.32', *requirements('blip'), 'sentencepiece'],
+        deploy=requirements('deploy'),
         dev=requirements('dev'),
     ),
 )

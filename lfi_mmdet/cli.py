@@ -24,6 +24,7 @@ COMMANDS = {
     'analyze': ('analyze_interactions.py', 'compare what queries and teacher look at'),
     'benchmark': ('benchmark.py', 'measure time, memory and parameters'),
     'export': ('export_student.py', 'write the student alone'),
+    'deploy': ('deploy.py', 'write a detector as ONNX or torch.export'),
     'download': ('download_model.py', 'fetch published weights'),
     'publish': ('publish_model.py', 'write a trained model for others'),
     'publish-teacher': ('publish_teacher.py', 'write a teacher alone'),

@@ -1,0 +1,165 @@
+"""From config and checkpoint to a deployed file that was compared with its model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mmcv
+import numpy as np
+import torch
+from mmdet.models.detectors import BaseDetector
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
+
+from lfi_mmdet.compat.checkpoints import load_checkpoint
+from lfi_mmdet.engine.export import choose_weights
+from lfi_mmdet.engine.inference import without_teacher
+from lfi_mmdet.engine.preflight import InputError, check_checkpoint, check_weights
+
+from .agreement import Agreement, compare
+from .deployed import DeployedDetector
+from .exporter import check_format, describe, export_program, write_program
+
+#: Largest differences of boxes in pixels, scores, and masks in shares of the image
+TOLERANCES = (0.1, 1e-3, 1e-3)
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What was written.
+
+    Attributes:
+        file: The file.
+        agreements: How it compares with the detector, by image.
+    """
+
+    file: Path
+    agreements: dict[str, Agreement]
+
+
+def deploy(
+    cfg: Config,
+    checkpoint: str,
+    out: str | Path,
+    shape: Sequence[int] | None = None,
+    images: Sequence[str] = (),
+    force: bool = False,
+) -> Deployment:
+    """Write a detector as one file, once it finds what the detector finds.
+
+    Args:
+        cfg: Config of a training, or of a student; its teacher is left out.
+        checkpoint: Its weights.
+        out: ``.onnx`` or ``.pt2``.
+        shape: Height and width of the image that the file takes, in pixels; None takes
+            what the test pipeline resizes to.
+        images: Files to compare on; none compares on noise.
+        force: Replace ``out`` if it exists.
+
+    Raises:
+        InputError: If anything does not fit, no graph can be recorded, or the file
+            would find something else; then nothing is written.
+    """
+    out = Path(out)
+    check_format(out)
+    if out.exists() and not force:
+        raise InputError(f'{out} exists; choose another name, or add --force')
+    height, width = shape or tested_shape(cfg)
+    if height < 1 or width < 1:
+        raise InputError(f'--shape {height} {width} is no size of an image')
+    pictures = _read(images, (height, width))
+    detector, classes = _build(cfg, checkpoint)
+    description = describe(detector, (height, width), classes)
+    program = export_program(detector, (height, width))
+    aside = out.with_name(f'.{os.getpid()}.checked.{out.name}')
+    try:
+        write_program(program, aside, description)
+        deployed = DeployedDetector(aside)
+        agreements = {
+            name: compare(_predict(detector, picture), deployed(picture))
+            for name, picture in pictures.items()
+        }
+        for name, agreement in agreements.items():
+            if not agreement.within(*TOLERANCES):
+                raise InputError(
+                    f'{out} was not written, as it would not find in {name} what '
+                    f'{checkpoint} finds: {agreement.text()}'
+                )
+        os.replace(aside, out)
+    finally:
+        aside.unlink(missing_ok=True)
+    return Deployment(out, agreements)
+
+
+def tested_shape(cfg: Config) -> tuple[int, int]:
+    """Height and width that the test pipeline resizes to, padded as batches are.
+
+    Raises:
+        InputError: If no step of the pipeline says so.
+    """
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    scales = [
+        step.scale
+        for step in dataset.pipeline
+        if step.get('type') in ('Resize', 'FixShapeResize', 'mmdet.Resize')
+        and 'scale' in step
+    ]
+    if not scales:
+        raise InputError(
+            'no Resize in test_dataloader.dataset.pipeline says what size an image '
+            'has; pass --shape HEIGHT WIDTH'
+        )
+    divisor = cfg.model.data_preprocessor.get('pad_size_divisor', 1)
+    width, height = (-(-side // divisor) * divisor for side in scales[-1])
+    return height, width
+
+
+def _read(images: Sequence[str], shape: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Images in the shape of the graph, so that nothing has to be resized."""
+    if not images:
+        noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+        return {'noise': noise}
+    pictures = {}
+    for image in images:
+        pixels = mmcv.imread(image) if Path(image).is_file() else None
+        if pixels is None:
+            raise InputError(f'--images {image} does not exist or is no image')
+        pictures[image] = cv2.resize(pixels, shape[::-1])
+    return pictures
+
+
+def _build(cfg: Config, checkpoint: str) -> tuple[BaseDetector, tuple[str, ...]]:
+    """The detector with its weights, in evaluation mode, and its classes."""
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    without_teacher(cfg)
+    check_checkpoint(checkpoint, 'checkpoint')
+    detector: Any = MODELS.build(cfg.model)
+    check_weights(detector, checkpoint, 'test')
+    content = load_checkpoint(checkpoint)
+    weights, _ = choose_weights(content, checkpoint, None)
+    # what is left over belongs to the distiller
+    detector.load_state_dict(weights, strict=False)
+    meta = content.get('meta') or {}
+    classes = meta.get('dataset_meta', {}).get('classes', ())
+    return detector.eval(), tuple(classes)
+
+
+def _predict(detector: BaseDetector, image: np.ndarray) -> InstanceData:
+    size = image.shape[:2]
+    sample = DetDataSample(
+        metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0))
+    )
+    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    with torch.no_grad():
+        found = detector.test_step(dict(inputs=[pixels], data_samples=[sample]))
+    return found[0].pred_instances

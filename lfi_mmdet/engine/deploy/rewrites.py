@@ -1,0 +1,134 @@
+"""What mmdet's detectors do otherwise while their graph is recorded."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+from mmcv.ops import RoIAlign
+from mmdet.models.dense_heads import RTMDetInsHead
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from . import fixed_shapes
+
+#: Functions that modules of mmdet have imported by name
+_FUNCTIONS = ('filter_scores_and_topk', 'multiclass_nms')
+
+
+@contextmanager
+def shapes_fixed(detector: nn.Module) -> Iterator[None]:
+    """Have a detector predict in tensors whose shapes no picture changes.
+
+    Args:
+        detector: Changed for the time of the context only.
+    """
+    with ExitStack() as stack:
+        for name in _FUNCTIONS:
+            for module in _modules_with(name):
+                replacement = getattr(fixed_shapes, name)
+                stack.enter_context(mock.patch.object(module, name, replacement))
+        for part in detector.modules():
+            for attribute, value in _replacements(part):
+                stack.enter_context(mock.patch.object(part, attribute, value))
+        yield
+
+
+def _modules_with(function: str) -> list[Any]:
+    return [
+        module
+        for name, module in list(sys.modules.items())
+        if name.startswith('mmdet.models') and function in vars(module)
+    ]
+
+
+def _replacements(part: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Names of what to replace in a module, and what replaces it."""
+    if isinstance(part, RTMDetInsHead):
+        yield '_bbox_mask_post_process', partial(_dense_masks, part)
+    elif isinstance(part, BaseDenseHead):
+        yield '_bbox_post_process', _dense_boxes
+    elif isinstance(part, SingleRoIExtractor):
+        yield 'forward', partial(_extract, part)
+    elif isinstance(part, RoIAlign) and part.pool_mode == 'avg':
+        # a compiled op of mmcv can be neither recorded nor written
+        yield 'use_torchvision', True
+    elif isinstance(part, FCNMaskHead):
+        yield 'predict_by_feat', partial(_roi_masks, part)
+
+
+def _dense_boxes(
+    results: InstanceData, cfg: Any, *args: Any, **kwargs: Any
+) -> InstanceData:
+    scores, indices = fixed_shapes.best_of_head(results, cfg)
+    boxes = results.bboxes[indices]
+    if 'level_ids' not in results:
+        return InstanceData(bboxes=boxes, scores=scores, labels=results.labels[indices])
+    # whatever a second stage makes of an empty box at the corner is one again, by
+    # which multiclass_nms knows it
+    boxes = torch.where(scores[:, None] > 0, boxes, torch.zeros_like(boxes))
+    return InstanceData(bboxes=boxes, scores=scores, labels=torch.zeros_like(indices))
+
+
+def _dense_masks(
+    head: RTMDetInsHead,
+    results: InstanceData,
+    mask_feat: Tensor,
+    cfg: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> InstanceData:
+    scores, indices = fixed_shapes.best_of_head(results, cfg)
+    masks = head._mask_predict_by_feat_single(
+        mask_feat, results.kernels[indices], results.priors[indices]
+    )
+    return InstanceData(
+        bboxes=results.bboxes[indices],
+        scores=scores,
+        labels=results.labels[indices],
+        masks=masks,
+    )
+
+
+def _extract(
+    extractor: SingleRoIExtractor,
+    feats: tuple[Tensor, ...],
+    rois: Tensor,
+    roi_scale_factor: float | None = None,
+) -> Tensor:
+    """Pool all RoIs from all levels, and choose afterwards."""
+    levels = extractor.map_roi_levels(rois, len(feats))
+    if roi_scale_factor is not None:
+        rois = extractor.roi_rescale(rois, roi_scale_factor)
+    pooled = extractor.roi_layers[0](feats[0], rois)
+    for level, layer in enumerate(extractor.roi_layers[1 : len(feats)], 1):
+        chosen = (levels == level)[:, None, None, None]
+        pooled = torch.where(chosen, layer(feats[level], rois), pooled)
+    return pooled
+
+
+def _roi_masks(
+    head: FCNMaskHead,
+    mask_preds: tuple[Tensor, ...],
+    results_list: list[InstanceData],
+    *args: Any,
+    activate_map: bool = False,
+    **kwargs: Any,
+) -> list[InstanceData]:
+    """Leave masks in their boxes, each of its class."""
+    for preds, results in zip(mask_preds, results_list, strict=True):
+        masks = preds if activate_map else preds.sigmoid()
+        if head.class_agnostic:
+            results.masks = masks[:, 0]
+        else:
+            rows = torch.arange(len(masks), device=masks.device)
+            results.masks = masks[rows, results.labels]
+    return results_list

@@ -1,0 +1,62 @@
+"""Write a detector as one file of one graph: ONNX (.onnx) or torch.export (.pt2).
+
+The file takes pixels and gives boxes, scores, labels and masks; docs/deploy.md says in
+which form. It is compared with the detector itself on images before the tool ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import lfi_mmdet  # noqa: F401  before mmdet: it may have to provide mmcv's ops
+from lfi_mmdet.engine.command_line import ConfigOptions, read_config
+from lfi_mmdet.engine.deploy import FORMATS, Deployment, deploy
+from lfi_mmdet.engine.plain_errors import plain_errors
+
+
+def main(argv: Sequence[str] | None = None) -> Deployment:
+    """Run the command line; ends the program on bad input."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        'config', help='config of a training, or of an exported student'
+    )
+    parser.add_argument('checkpoint', help='its weights')
+    parser.add_argument(
+        'out', type=Path, help=f'file to write; its suffix is {" or ".join(FORMATS)}'
+    )
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs=2,
+        metavar=('HEIGHT', 'WIDTH'),
+        help='size of the image that the file takes; default: what the test pipeline '
+        'resizes to, with padding',
+    )
+    parser.add_argument(
+        '--images',
+        nargs='+',
+        default=[],
+        help='to compare on; default: noise, in which a detector may find nothing',
+    )
+    parser.add_argument('--force', action='store_true', help='replace a file')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=ConfigOptions, help='key=value pairs'
+    )
+    args = parser.parse_args(argv)
+    with plain_errors():
+        cfg = read_config(args.config, args.cfg_options)
+        told = deploy(
+            cfg, args.checkpoint, args.out, args.shape, args.images, args.force
+        )
+    print(f'{told.file}: {told.file.stat().st_size / 2**20:.1f} MiB')
+    for image, agreement in told.agreements.items():
+        print(f'{image}: {agreement.text()}')
+    return told
+
+
+if __name__ == '__main__':
+    main()
