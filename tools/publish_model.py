@@ -32,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> Published:
         help='averaged weights of EMAHook, or the last ones; default: those that '
         'tools/test.py takes',
     )
+    parser.add_argument(
+        '--fp16', action='store_true', help='half precision, in half the space'
+    )
     parser.add_argument('--force', action='store_true', help='replace files that exist')
     args = parser.parse_args(argv)
     with plain_errors():
@@ -49,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> Published:
             args.ema,
             facts,
             args.force,
+            args.fp16,
         )
     print(
         f'{told.weights}: {told.size / 2**20:.1f} MiB, sha256 {told.sha256}; '

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lfi_mmdet.compat.checkpoints import load_checkpoint
 from lfi_mmdet.version import __version__
@@ -55,6 +56,7 @@ def publish_model(
     ema: bool | None = None,
     facts: dict[str, Any] | None = None,
     force: bool = False,
+    fp16: bool = False,
 ) -> Published:
     """Strip a checkpoint of everything of the training, and name it by its digest.
 
@@ -69,10 +71,13 @@ def publish_model(
         ema: Which weights, see :func:`export_student`.
         facts: What the record tells besides, e.g. machine and commit.
         force: Whether files that exist are replaced.
+        fp16: Whether to write half-precision numbers, in half the space; a model of
+            single precision loads them as they are.
 
     Raises:
         InputError: If a file is missing, is no checkpoint or holds no config, the name
-            does not do, or something is in the way.
+            does not do, a number is too large for half precision, or something is in
+            the way.
     """
     if not re.fullmatch(r'[\w.-]+', name):
         raise InputError(
@@ -96,6 +101,8 @@ def publish_model(
         for key, value in state.items()
         if not key.startswith(DISTILLER)
     }
+    if fp16:
+        weights = {key: _half(key, value) for key, value in weights.items()}
     kept = {key: meta[key] for key in META if key in meta}
     kept.update(cfg=text, lfi_mmdet_version=__version__)
 
@@ -118,6 +125,7 @@ def publish_model(
         _check_free(told, folder, name, force)
         record = dict(
             name=name, file=told.weights.name, sha256=digest, bytes=size,
+            precision='float16' if fp16 else 'as trained',
             averaged=averaged, iter=meta.get('iter'), epoch=meta.get('epoch'),
             **(facts or {}),
         )  # fmt: skip
@@ -132,6 +140,18 @@ def publish_model(
         if folder.is_dir():
             aside.unlink(missing_ok=True)
     return told
+
+
+def _half(name: str, value: Tensor) -> Tensor:
+    if not value.is_floating_point():
+        return value
+    half = value.half()
+    if not torch.isfinite(half).all():
+        raise InputError(
+            f'{name} has numbers that are no finite ones in half precision; leave '
+            '--fp16 out'
+        )
+    return half
 
 
 def _check_free(told: Published, folder: Path, name: str, force: bool) -> None:

@@ -67,6 +67,33 @@ def test_last_weights_are_taken_if_asked_for(tool, trained, tmp_path):
     torch.testing.assert_close(found[key], before[f'module.{key}'])
 
 
+def test_half_precision_takes_half_the_space_and_loads_as_it_is(
+    tool, trained, tmp_path
+):
+    told = tool('publish_model', trained, tmp_path / 'half', 'a', '--fp16')
+    whole = tool('publish_model', trained, tmp_path / 'whole', 'a')
+    assert told.size < 0.6 * whole.size
+    assert json.loads(told.record.read_text())['precision'] == 'float16'
+    found = torch.load(told.weights, weights_only=True)['state_dict']
+    model = MODELS.build(Config.fromfile(told.config).model)
+    model.load_state_dict(found, strict=False)
+    before = torch.load(trained, weights_only=False)['state_dict']
+    after = model.state_dict()
+    for name in found:
+        torch.testing.assert_close(after[name], before[name], atol=1e-3, rtol=1e-3)
+
+
+def test_numbers_too_large_for_half_precision_are_refused(tool, trained, tmp_path):
+    content = torch.load(trained, weights_only=False)
+    content['state_dict']['backbone.queries'].fill_(1e6)
+    torch.save(content, 'large.pth')
+    refused = pytest.raises(
+        SystemExit, tool, 'publish_model', 'large.pth', tmp_path / 'zoo', 'a', '--fp16'
+    )
+    assert 'backbone.queries has numbers' in str(refused.value.code)
+    assert not (tmp_path / 'zoo').exists()
+
+
 def test_nothing_is_replaced_unasked_and_no_older_weights_stay(tool, trained, tmp_path):
     first = tool('publish_model', trained, tmp_path, 'tiny')
     with pytest.raises(SystemExit, match=f'{first.weights.name} exist; choose another'):
