@@ -24,6 +24,7 @@ class BuildWithConfigs(build_py):
                 if not link.is_symlink():
                     link.symlink_to(Path('..') / '..' / name)
             return
+        write_python_configs(Path(self.build_lib) / 'lfi_mmdet' / 'configs')
         target = Path(self.build_lib) / inside
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
@@ -34,6 +35,22 @@ class BuildWithConfigs(build_py):
                 shutil.copytree(source, target / name, ignore=ignored)
             else:
                 shutil.copy2(source, target / name)
+
+
+def write_python_configs(folder: Path) -> None:
+    """Write what configs in Python style inherit from: a module for each config.
+
+    ``read_base`` takes modules of an installed package, whose names have no hyphens;
+    mmengine does not find those of an editable install.
+    """
+    for path in sorted((ROOT / 'configs').glob('lfi*/*.py')):
+        name = f'{path.parent.name}/{path.name}'
+        module = folder / name.replace('-', '_')
+        module.parent.mkdir(parents=True, exist_ok=True)
+        module.write_text(
+            f'# configs/{name}, for `with read_base():`\n'
+            f"globals().update(__import__('lfi_mmdet').config_settings({name!r}))\n"
+        )
 
 
 def requirements(name: str) -> list[str]:

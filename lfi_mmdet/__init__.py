@@ -10,7 +10,15 @@ compat.setup()  # before anything imports mmdet: it may have to provide mmcv's o
 
 from . import datasets, engine, models  # noqa: E402
 from .engine.lfi_config import lfi  # noqa: E402
-from .shipped import config_path  # noqa: E402
+from .shipped import config_path, config_settings  # noqa: E402
 from .version import __version__  # noqa: E402
 
-__all__ = ['__version__', 'config_path', 'datasets', 'engine', 'lfi', 'models']
+__all__ = [
+    '__version__',
+    'config_path',
+    'config_settings',
+    'datasets',
+    'engine',
+    'lfi',
+    'models',
+]

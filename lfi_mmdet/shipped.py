@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -39,6 +40,31 @@ def config_path(name: str) -> str:
         close = get_close_matches(name, known, 3, 0.3) or known[:3]
         raise FileNotFoundError(f'lfi_mmdet has no config {name!r}; such are {close}')
     return str(path)
+
+
+def config_settings(name: str) -> dict[str, Any]:
+    """All settings of one of our configs, those of its bases included.
+
+    In a config in Python style::
+
+        globals().update(
+            __import__('lfi_mmdet').config_settings('lfi/mask-rcnn_vit-s_lfi_coco.py')
+        )
+
+    or, of an installed wheel, whose modules ``lfi_mmdet.configs.*`` consist of them::
+
+        with read_base():
+            from lfi_mmdet.configs.lfi.mask_rcnn_vit_s_lfi_coco import *
+
+    Args:
+        name: As for :func:`config_path`.
+
+    Raises:
+        FileNotFoundError: If there is no such config.
+    """
+    from mmengine.config import Config
+
+    return Config.fromfile(config_path(name)).to_dict()
 
 
 def shipped_file(path: str) -> str:

@@ -94,9 +94,7 @@ def test_the_model_index_has_every_config_and_tells_of_no_run_that_was_not():
 
 
 # -- the wheel -------------------------------------------------------------------------
-PROJECT = """
-_base_ = __import__('lfi_mmdet').config_path('lfi/mask-rcnn_vit-s_lfi_coco.py')
-
+DATA = """
 load = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
@@ -106,6 +104,11 @@ pack = dict(type='PackDetInputs', meta_keys=(
 data = dict(
     data_root='{root}/', ann_file='train.json', data_prefix=dict(img='train/'),
     metainfo=dict(classes={classes!r}), pipeline=[*load, pack])
+"""
+TEXT = (
+    "_base_ = __import__('lfi_mmdet').config_path('lfi/mask-rcnn_vit-s_lfi_coco.py')"
+    + DATA
+    + """
 train_dataloader = dict(
     batch_size=2, num_workers=0, persistent_workers=False, dataset=data)
 val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=data)
@@ -124,6 +127,35 @@ train_cfg = dict(max_epochs=1)
 optim_wrapper = dict(
     _delete_=True, type='OptimWrapper', optimizer=dict(type='SGD', lr=1e-3))
 """
+)
+PYTHON = (
+    """
+from mmengine.config import read_base
+
+with read_base():
+    from lfi_mmdet.configs.lfi.mask_rcnn_vit_s_lfi_coco import *
+"""
+    + DATA
+    + """
+few = dict(num_workers=0, persistent_workers=False)
+train_dataloader.update(batch_size=2, **few)
+val_dataloader.update(**few)
+for loader in (train_dataloader, val_dataloader):
+    loader.dataset.update(data)
+test_dataloader = val_dataloader
+val_evaluator.update(ann_file='{root}/train.json')
+test_evaluator = val_evaluator
+model.backbone.update(
+    arch='deit-tiny', num_queries={count}, pretrain_img_size=64, init_cfg=None)
+model.neck.update(in_channels=192)
+model.roi_head.bbox_head.update(num_classes={count})
+model.roi_head.mask_head.update(num_classes={count})
+model.teacher = dict(type='GroundTruthTeacher', grid_size=8)
+model.distiller.losses.relation = None
+train_cfg.update(max_epochs=1)
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=1e-3))
+"""
+)
 
 
 @pytest.fixture(scope='module')
@@ -163,10 +195,11 @@ def run(installed, folder, *command):
 
 @pytest.fixture
 def project(tmp_path):
-    """An empty folder with data and one config, which inherits ours and differs."""
+    """An empty folder with data and configs, which inherit ours and differ."""
     write_tiny_coco(tmp_path)
-    text = PROJECT.format(root=tmp_path, classes=CLASSES, count=len(CLASSES))
-    (tmp_path / 'mine.py').write_text(text)
+    for name, content in (('mine.py', TEXT), ('python_style.py', PYTHON)):
+        text = content.format(root=tmp_path, classes=CLASSES, count=len(CLASSES))
+        (tmp_path / name).write_text(text)
     return tmp_path
 
 
@@ -188,6 +221,21 @@ def test_the_tool_of_mmdet_trains_it_too(installed, project):
     tool = Path(mmdet.__file__).parent / '.mim' / 'tools' / 'train.py'
     run(installed, project, sys.executable, str(tool), 'mine.py', '--work-dir', 'work')
     assert (project / 'work' / 'epoch_1.pth').is_file()
+
+
+@pytest.mark.slow
+def test_a_config_in_python_style_inherits_ours(installed, project):
+    command = str(installed / 'bin' / 'lfi-mmdet')
+    run(installed, project, command, 'train', 'python_style.py', '--work-dir', 'work')
+    assert (project / 'work' / 'epoch_1.pth').is_file()
+    # both say the same, names of imports and helpers aside
+    compare = """
+from mmengine.config import Config
+first, second = (Config.fromfile(f'{name}.py') for name in ('mine', 'python_style'))
+for key in ('model', 'train_dataloader', 'test_evaluator', 'optim_wrapper'):
+    assert first[key].to_dict() == second[key].to_dict(), key
+"""
+    run(installed, project, sys.executable, '-c', compare)
 
 
 @pytest.mark.slow
