@@ -24,6 +24,7 @@ $(STAMP): $(REQS) setup.py
 	$(PIP) --no-deps -r $(MM_REQS)
 	@echo "[3/4] test tools"
 	$(PIP) -c requirements/constraints.txt -r requirements/dev.txt -r requirements/deploy.txt
+	$(PIP) --no-deps -r requirements/mim.txt
 	@echo "[4/4] lfi_mmdet itself"
 	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@

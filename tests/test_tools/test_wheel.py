@@ -247,3 +247,15 @@ def test_mim_finds_configs_tools_and_models(installed):
     for name in index['Import']:
         models = yaml.safe_load((inside / name).read_text())['Models']
         assert all((inside / model['Config']).is_file() for model in models)
+
+
+@pytest.mark.slow
+def test_mim_trains_and_tests_it(installed, project):
+    pytest.importorskip('mim', reason='OpenMIM is not installed')
+    mim = [sys.executable, '-m', 'mim']
+    run(installed, project, *mim, 'train', 'lfi_mmdet', 'mine.py', '--gpus', '0',
+        '--work-dir', 'work')  # fmt: skip
+    assert (project / 'work' / 'epoch_1.pth').is_file()
+    shown = run(installed, project, *mim, 'test', 'lfi_mmdet', 'mine.py', '--gpus', '0',
+                '--checkpoint', 'work/epoch_1.pth')  # fmt: skip
+    assert 'coco/segm_mAP' in shown and 'finished successfully' in shown
