@@ -9,7 +9,7 @@ export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 
 # launch GPUS SCRIPT [ARGS]: torchrun with one process per GPU, or on the CPU
 launch() {
-    local gpus=$1 nodes=${NNODES:-1} rendezvous
+    local gpus=$1 nodes=${NNODES:-1} restarts=${MAX_RESTARTS:-0} rendezvous
     shift
     if ! [[ $gpus =~ ^[1-9][0-9]*$ ]]; then
         echo "error: GPUS=$gpus is not a number of processes" >&2
@@ -19,6 +19,10 @@ launch() {
         # any free port, so that several jobs fit on one machine
         rendezvous=(--rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:0
                     --local-addr=127.0.0.1)
+    elif [ "$restarts" != 0 ]; then
+        # machines that notice when another one starts again
+        rendezvous=(--rdzv-backend=c10d --rdzv-id="${RUN_ID:-lfi_mmdet}"
+                    --rdzv-endpoint="${MASTER_ADDR:-127.0.0.1}:${PORT:-29500}")
     else
         rendezvous=(--node-rank="${NODE_RANK:-0}"
                     --master-addr="${MASTER_ADDR:-127.0.0.1}"
@@ -30,8 +34,13 @@ launch() {
         cores=$(nproc)
         export OMP_NUM_THREADS=$((cores > gpus ? cores / gpus : 1))
     fi
+    if [ "$restarts" != 0 ]; then
+        # else a second attempt meets the addresses of the first (pytorch issue 135712)
+        export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+    fi
     exec "$PYTHON" "$TOOLS/_launch.py" --nnodes="$nodes" \
-        --nproc-per-node="$gpus" "${rendezvous[@]}" "$@"
+        --nproc-per-node="$gpus" --max-restarts="$restarts" \
+        "${rendezvous[@]}" "$@"
 }
 
 # slurm PARTITION JOB_NAME SCRIPT [ARGS]: srun with one task per GPU

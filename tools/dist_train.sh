@@ -6,6 +6,7 @@ if [ $# -lt 2 ]; then
 usage: $0 CONFIG GPUS [arguments of tools/train.py]
 environment: NNODES=1 NODE_RANK=0 MASTER_ADDR=127.0.0.1
              PORT=(a free one; 29500 for several nodes) PYTHON=.venv/bin/python
+             MAX_RESTARTS=0, after a process died; with --resume it goes on
 EOF
     exit 2
 fi

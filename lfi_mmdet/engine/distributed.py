@@ -41,15 +41,22 @@ def setup_distributed(cfg: Config, launcher: str) -> None:
 
     Raises:
         ValueError: If the launcher is not known.
-        RuntimeError: If torchrun's environment variables are missing.
+        RuntimeError: If torchrun's environment variables are missing, or the model is
+            to be sharded (FSDP), which torch does on accelerators only.
     """
     if launcher not in LAUNCHERS:
         raise ValueError(f'launcher={launcher!r}, choose from {LAUNCHERS}')
     if launcher == 'none' or _has_accelerator():
         return
+    given = cfg.get('model_wrapper_cfg')
+    kind = str((given or {}).get('type', ''))
+    if 'FullySharded' in kind:
+        raise RuntimeError(
+            f'model_wrapper_cfg.type={kind!r} needs accelerators, and this machine has '
+            'none; leave model_wrapper_cfg out for DistributedDataParallel'
+        )
     if not dist.is_initialized():
         _init_gloo(cfg, launcher)
-    given = cfg.get('model_wrapper_cfg')
     if given is None:
         # what Runner.wrap_model does without a config, less its device_ids
         cfg.model_wrapper_cfg = dict(

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
+from mmengine.registry import MODEL_WRAPPERS
 
 from lfi_mmdet.engine import distributed
 from lfi_mmdet.engine.distributed import leave_distributed, setup_distributed
@@ -67,6 +68,13 @@ def test_a_cuda_device_counts_as_an_accelerator(monkeypatch):
 def test_an_unknown_launcher_is_refused_with_the_choices():
     with pytest.raises(ValueError, match="'torchrun', choose from .*'pytorch'"):
         setup_distributed(Config(), 'torchrun')
+
+
+def test_a_sharded_model_is_refused_without_an_accelerator(one_process):
+    cfg = Config(dict(model_wrapper_cfg=dict(type='MMFullyShardedDataParallel')))
+    with pytest.raises(RuntimeError, match="DataParallel' needs accelerators"):
+        setup_distributed(cfg, 'pytorch')
+    assert not dist.is_initialized()
 
 
 @pytest.mark.parametrize('launcher', ['pytorch', 'slurm'])
@@ -169,8 +177,13 @@ def test_a_given_wrapper_config_keeps_what_it_says(one_process, wrapper):
     assert cfg.model_wrapper_cfg.to_dict() == dict(given, device_ids=None)
 
 
+@MODEL_WRAPPERS.register_module()
+class WrapperOfNoDevice:
+    """A wrapper that is no ``DistributedDataParallel``."""
+
+
 def test_a_wrapper_that_takes_no_device_ids_gets_none(one_process):
-    given = dict(type='MMFullyShardedDataParallel')
+    given = dict(type='WrapperOfNoDevice')
     cfg = Config(dict(model_wrapper_cfg=dict(given)))
     setup_distributed(cfg, 'pytorch')
     assert cfg.model_wrapper_cfg.to_dict() == given

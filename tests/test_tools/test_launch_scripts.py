@@ -70,6 +70,16 @@ def test_several_machines_meet_where_the_variables_say(script):
     assert words[-5:] == ['a.py', 'b.pth', '--launcher', 'pytorch', '--tta']
 
 
+def test_restarts_are_off_unless_asked_for_and_then_no_store_is_shared(script):
+    words = script('dist_train.sh', 'a.py', '2').stdout.splitlines()
+    assert '--max-restarts=0' in words
+    variables = dict(MAX_RESTARTS='3', NNODES='2', NODE_RANK='1', MASTER_ADDR='host')
+    words = script('dist_train.sh', 'a.py', '2', **variables).stdout.splitlines()
+    assert {'--max-restarts=3', '--rdzv-endpoint=host:29500'} < {*words}
+    text = (TOOLS / '_launch.sh').read_text()
+    assert 'export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1' in text
+
+
 def test_given_threads_are_kept(script):
     run = script('dist_train.sh', 'a.py', '2', OMP_NUM_THREADS='3')
     assert run.stdout.splitlines()[0] == '3'
