@@ -14,21 +14,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from lfi_mmdet.evaluation.gate_tables import doses, gate, gates
+from lfi_mmdet.evaluation.provenance import machine, shown_command, study_source
 from lfi_mmdet.evaluation.study.tables import arms_table, bars_table, selection_table
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def machine(result: dict) -> str:
-    """Where and with what a result was measured."""
-    where = result['gpu'] or f'CPU, {result["cpu_threads"]} threads'
-    versions = result['versions']
-    names = ('torch', 'mmengine', 'mmcv', 'mmdet')
-    return (
-        f'{where}; Python {versions["python"]}, '
-        + ', '.join(f'{name} {versions[name]}' for name in names)
-        + f'; seed {result["seed"]}'
-    )
 
 
 def demo(result: dict) -> str:
@@ -217,7 +207,6 @@ def costs(result: dict) -> str:
 
 def study(report: dict) -> str:
     """What a study asked, what it found, and the command that repeats it."""
-    runs = report['runs']
     lines = [bars_table(report['bars'])] if report['bars'] else []
     for setting in report['settings'].values():
         tests = [test for test in setting['tests'] if test != 'val']
@@ -228,12 +217,7 @@ def study(report: dict) -> str:
         if setting['selection']:
             lines.append('Chosen on these runs, which count for nothing else:')
             lines.append(selection_table(setting['selection']))
-    commands = ', then '.join(f'`{shown_command(c)}`' for c in report['commands'])
-    source = report['provenance']
-    lines.append(
-        f'{runs["finished"]} of {runs["planned"]} runs finished; {commands}; '
-        f'{"; ".join(source["machines"])}; {"; ".join(source["versions"])}.'
-    )
+    lines.append(study_source(report))
     return '\n\n'.join(lines)
 
 
@@ -247,64 +231,6 @@ def main_table(report: dict) -> str:
         f'`{shown_command(report["commands"][0])}` on '
         f'{"; ".join(report["provenance"]["machines"])}.'
     )
-
-
-def shown_command(command: list[str]) -> str:
-    """A command as a shell takes it."""
-    return shlex.join(['python', *command])
-
-
-def gate(result: dict) -> str:
-    """How good the maps of a teacher are, layer by layer."""
-    lines = [
-        '| reading | layer | presence AUC | pointing, two classes or more | chance |',
-        '|---|---|---|---|---|',
-        *(gate_row([row['reading'], row['layer']], row) for row in result['layers']),
-    ]
-    return '\n'.join(
-        [*lines, '', f'{result["num_images"]} images; {gate_source(result)}.']
-    )
-
-
-def gates(results: dict) -> str:
-    """How good the maps of a teacher are on several sets: its best layer on each."""
-    lines = [
-        '| scenes | reading, layer | presence AUC | pointing, two classes or more | '
-        'chance |',
-        '|---|---|---|---|---|',
-    ]
-    for name, result in results.items():
-        layers = [layer for layer in result['layers'] if layer['presence_auc']]
-        best = max(layers, key=lambda layer: layer['presence_auc']['value'])
-        lines.append(gate_row([name, f'{best["reading"]}, {best["layer"]}'], best))
-    sources = [
-        f'{name}: {result["num_images"]} images; {gate_source(result)}.'
-        for name, result in results.items()
-    ]
-    return '\n'.join([*lines, '', *(f'- {source}' for source in sources)])
-
-
-def gate_row(first: list[str], layer: dict) -> str:
-    """One row of a gate: what it is of, and what a layer scored."""
-    pointing = layer['pointing_multi']
-    cells = [*first, estimate(layer['presence_auc']), estimate(pointing)]
-    cells.append(f'{pointing["chance"]:.3f}' if pointing else '-')
-    return '| ' + ' | '.join(cells) + ' |'
-
-
-def gate_source(result: dict) -> str:
-    """The command of a gate, and where it ran."""
-    command = shown_command([f'tools/{result["command"][0]}', *result['command'][1:]])
-    return f'`{command}`, {machine(result)}'
-
-
-def estimate(value: dict | None) -> str:
-    """A value with its interval, if there is one."""
-    if value is None:
-        return '-'
-    if value['low'] is None:
-        return f'{value["value"]:.3f}'
-    return f'{value["value"]:.3f} ({value["low"]:.3f}-{value["high"]:.3f})'
 
 
 #: Name of a block, the file it is made of, or a pattern for several, and how
@@ -326,6 +252,9 @@ DOCUMENTS: dict[str, Blocks] = {
         scenes=('scenes/report.json', study),
         domains=('domains/report.json', study),
         controls=('controls/report.json', study),
+        ablations=('ablations/report.json', study),
+        doses=('doses/*.json', doses),
+        photos=('photos/report.json', study),
     ),
 }
 
@@ -335,6 +264,7 @@ HOW = dict(
     costs='tools/benchmark.py',
     gate='tools/check_teacher.py',
     gates='tools/check_teacher.py',
+    doses='tools/report.py and tools/check_teacher.py',
 )
 
 

@@ -12,11 +12,11 @@ from mmdet.registry import DATASETS
 from mmengine import fileio
 from mmengine.config import Config
 
+from lfi_mmdet.engine.digest import file_digest
 from lfi_mmdet.engine.preflight import InputError, is_local, iter_datasets
 
 #: What the teachers may ask of a data sample
 META_KEYS = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'captions')
-_BLOCK = 2**20
 
 
 def unaugmented_dataset(cfg: Config, split: str) -> Any:
@@ -95,11 +95,7 @@ def describe_dataset(dataset: Any) -> dict[str, Any]:
 def _sha256(path: str, backend_args: dict | None) -> str:
     if not is_local(path, backend_args):
         return hashlib.sha256(fileio.get(path, backend_args)).hexdigest()
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+    return file_digest(path)
 
 
 def _type_name(transform: dict) -> str:

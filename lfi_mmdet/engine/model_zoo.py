@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 import shutil
 import urllib.error
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from lfi_mmdet.shipped import shipped_root
 
+from .digest import file_digest
 from .preflight import InputError
 
 _BLOCK = 1 << 20
@@ -177,12 +177,9 @@ def _download(model: ZooModel, part: Path, path: Path) -> None:
 
 
 def _verify(path: Path, model: ZooModel, advice: str) -> None:
-    digest = hashlib.sha256()
-    with path.open('rb') as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    if digest.hexdigest() != model.sha256:
+    digest = file_digest(path)
+    if digest != model.sha256:
         raise InputError(
-            f'{path} has the sha256 {digest.hexdigest()}, but that of {model.name} is '
+            f'{path} has the sha256 {digest}, but that of {model.name} is '
             f'{model.sha256}; {advice}'
         )

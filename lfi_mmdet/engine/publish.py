@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from torch import Tensor
 from lfi_mmdet.compat.checkpoints import load_checkpoint
 from lfi_mmdet.version import __version__
 
+from .digest import file_digest
 from .export import DISTILLER, META, choose_weights
 from .preflight import InputError, check_checkpoint
 from .student_config import config_of_checkpoint
@@ -111,7 +111,7 @@ def publish_model(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(dict(meta=kept, state_dict=weights), aside)
-        digest = hashlib.sha256(aside.read_bytes()).hexdigest()
+        digest = file_digest(aside)
         size = aside.stat().st_size
         told = Published(
             weights=folder / f'{name}-{digest[:8]}.pth',

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from mmengine.config import Config
 
 from lfi_mmdet.compat.checkpoints import load_checkpoint
 
+from .digest import file_digest
 from .preflight import InputError, check_checkpoint
 
 #: Where the network is in a CaptionPretrainer
@@ -81,7 +81,7 @@ def export_teacher(
     try:
         torch.save(state, aside)
         told['bytes'] = aside.stat().st_size
-        told['sha256'] = hashlib.sha256(aside.read_bytes()).hexdigest()
+        told['sha256'] = file_digest(aside)
         # versions come as a kind of str that YAML does not know
         told = json.loads(json.dumps(told))
         text = yaml.safe_dump(told, sort_keys=False, width=88)

@@ -74,6 +74,29 @@ def test_mmdets_inferencer_takes_images_folders_and_frames(tool, trained, feedba
 
 
 @pytest.mark.parametrize('feedback', [False, True])
+def test_a_training_is_inferred_from_as_well_without_its_teacher(
+    tool, trained, feedback
+):
+    root = trained[feedback]
+    picture = str(root / 'train' / '0.png')
+    config, weights = str(root / 'tiny.py'), str(checkpoint_of(root))
+    without = {'model.teacher': None, 'model.distiller': None}
+    model = init_detector(config, weights, device='cpu', cfg_options=without)
+    assert model.teacher is None
+    expected = inference_detector(model, picture).pred_instances
+    cfg = Config.fromfile(config)
+    cfg.merge_from_dict(without)
+    infer = DetInferencer(cfg, weights, device='cpu')
+    (found,) = infer(picture)['predictions']
+    assert found['scores'] == pytest.approx(expected.scores.tolist())
+    # the exported student finds the same
+    export = tool('export_student', checkpoint_of(root), 'student.pth')
+    student = init_detector(str(export.config), str(export.weights), device='cpu')
+    same = inference_detector(student, picture).pred_instances
+    assert torch.equal(same.scores, expected.scores)
+
+
+@pytest.mark.parametrize('feedback', [False, True])
 def test_it_is_evaluated_as_the_checkpoint_is(tool, trained, feedback):
     root = trained[feedback]
     tool('export_student', checkpoint_of(root), 'student.pth')

@@ -1,6 +1,7 @@
 """Numbers in the README come from the JSON of a run."""
 
 import json
+import re
 
 import pytest
 
@@ -22,6 +23,11 @@ RESULTS_TEXT = (
     '<!-- confirm:start --><!-- confirm:end --><!-- scenes:start --><!-- scenes:end -->'
     '<!-- domains:start --><!-- domains:end -->'
     '<!-- controls:start --><!-- controls:end -->'
+    '<!-- ablations:start --><!-- ablations:end -->'
+    '<!-- doses:start --><!-- doses:end --><!-- photos:start --><!-- photos:end -->'
+)
+STUDIES = (
+    *('confirm', 'scenes', 'domains', 'controls', 'ablations', 'doses', 'photos'),
 )
 BAR = dict(
     name='mask', arms=['lfi', 'twin'], setting='s', metric='segm_mAP', test='val',
@@ -54,7 +60,7 @@ def write_study(folder):
     ]
     lines.write(results, lines.plan(seeds=range(5), bars=[BAR]), *runs)
     report = make_report([results], ['tools/report.py', 'x'])
-    for name in ('confirm', 'scenes', 'domains', 'controls'):
+    for name in STUDIES:
         write_report(report, folder / name)
 
 
@@ -68,9 +74,13 @@ def write_gate(folder):
                    num_images=300, command=['check_teacher.py', 'c.py'])  # fmt: skip
     better = dict(layer, layer='2', presence_auc=dict(spread, value=0.94))
     line = dict(content, layers=[*content['layers'], better])
-    for name, told in (('teacher', content), ('domains/line', line)):
-        path = folder / 'teacher' / f'{name}.json'
-        path.parent.mkdir(exist_ok=True)
+    for name, told in (
+        ('teacher/teacher', content),
+        ('teacher/domains/line', line),
+        ('doses/lfi', content),
+    ):
+        path = folder / f'{name}.json'
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(told))
 
 
@@ -220,6 +230,18 @@ def test_the_results_show_arms_commands_and_the_gate(results):
     assert '300 images; `python tools/check_teacher.py c.py`' in text
     best = '| line | similarity, 2 | 0.940 (0.900-0.950) | 0.880 | 0.090 |'
     assert best in text and '- line: 300 images; `python tools/check' in text
+
+
+def test_gains_stand_beside_the_quality_of_the_teacher(results):
+    text = update_readme.fill(RESULTS_TEXT, results, 'docs/results/README.md')
+    (block,) = re.findall('<!-- doses:start -->(.*)<!-- doses:end -->', text, re.DOTALL)
+    rows = [line for line in block.splitlines() if line.startswith('| ')]
+    # the twin has no teacher
+    assert [row.split(' | ')[1] for row in rows[2:]] == ['-', '0.880']
+    assert '+5.0' in rows[3] and 'check_teacher.py c.py' in block
+    (results / 'doses' / 'lfi.json').unlink()
+    with pytest.raises(KeyError, match='lfi'):
+        update_readme.fill(RESULTS_TEXT, results, 'docs/results/README.md')
 
 
 def test_a_study_that_was_not_run_is_named(results):

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lfi_mmdet.engine.digest import file_digest
+
 
 def value_digest(value: Any, replaced: Mapping[str, str] | None = None) -> str:
     """SHA-256 of plain values, whatever the order of the keys.
@@ -21,15 +23,6 @@ def value_digest(value: Any, replaced: Mapping[str, str] | None = None) -> str:
     """
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(neutral(text, replaced).encode()).hexdigest()
-
-
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with Path(path).open('rb') as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def neutral(text: str, replaced: Mapping[str, str] | None) -> str:
