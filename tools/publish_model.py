@@ -25,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> Published:
     parser.add_argument('folder', help='where to write')
     parser.add_argument('name', help='of the model, e.g. mask-rcnn_vit-s_lfi_coco')
     parser.add_argument('--log', help='its log, such as vis_data/scalars.json')
+    parser.add_argument(
+        '--metrics', help='JSON file of its evaluation by tools/test.py'
+    )
     parser.add_argument('--command', help='the command that trained it')
     parser.add_argument(
         '--ema',
@@ -53,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> Published:
             facts,
             args.force,
             args.fp16,
+            args.metrics,
         )
     print(
         f'{told.weights}: {told.size / 2**20:.1f} MiB, sha256 {told.sha256}; '

@@ -57,6 +57,7 @@ def publish_model(
     facts: dict[str, Any] | None = None,
     force: bool = False,
     fp16: bool = False,
+    metrics: str | Path | None = None,
 ) -> Published:
     """Strip a checkpoint of everything of the training, and name it by its digest.
 
@@ -73,6 +74,7 @@ def publish_model(
         force: Whether files that exist are replaced.
         fp16: Whether to write half-precision numbers, in half the space; a model of
             single precision loads them as they are.
+        metrics: JSON file of an evaluation, as ``tools/test.py`` writes it.
 
     Raises:
         InputError: If a file is missing, is no checkpoint or holds no config, the name
@@ -85,6 +87,7 @@ def publish_model(
         )
     if log is not None and not Path(log).is_file():
         raise InputError(f'log {log}: no such file')
+    scores = None if metrics is None else _read_metrics(metrics)
     check_checkpoint(checkpoint, 'checkpoint')
     try:
         content = load_checkpoint(checkpoint)
@@ -127,7 +130,7 @@ def publish_model(
             name=name, file=told.weights.name, sha256=digest, bytes=size,
             precision='float16' if fp16 else 'as trained',
             averaged=averaged, iter=meta.get('iter'), epoch=meta.get('epoch'),
-            **(facts or {}),
+            **(dict(metrics=scores) if scores else {}), **(facts or {}),
         )  # fmt: skip
         told.config.write_text(text)
         told.record.write_text(json.dumps(record, indent=2) + '\n')
@@ -140,6 +143,24 @@ def publish_model(
         if folder.is_dir():
             aside.unlink(missing_ok=True)
     return told
+
+
+def _read_metrics(path: str | Path) -> dict[str, float]:
+    try:
+        found = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f'metrics {path} cannot be read: {error}') from error
+    numbers = {
+        key: value
+        for key, value in (found.items() if isinstance(found, dict) else ())
+        if isinstance(value, (int, float)) and '/' in key
+    }
+    if not numbers:
+        raise InputError(
+            f'metrics {path}: no entry such as "coco/bbox_mAP" in it; tools/test.py '
+            'writes such a file below its --work-dir'
+        )
+    return numbers
 
 
 def _half(name: str, value: Tensor) -> Tensor:

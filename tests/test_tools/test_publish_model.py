@@ -83,6 +83,20 @@ def test_half_precision_takes_half_the_space_and_loads_as_it_is(
         torch.testing.assert_close(after[name], before[name], atol=1e-3, rtol=1e-3)
 
 
+def test_the_record_tells_what_an_evaluation_found(tool, trained, tmp_path):
+    (tmp_path / 'm.json').write_text(json.dumps({'coco/bbox_mAP': 0.5, 'time': 3}))
+    told = tool('publish_model', trained, 'zoo', 'a', '--metrics', 'm.json')
+    assert json.loads(told.record.read_text())['metrics'] == {'coco/bbox_mAP': 0.5}
+    for content, message in (('{"time": 3}', 'no entry such as'), ('x', 'be read')):
+        (tmp_path / 'm.json').write_text(content)
+        refused = pytest.raises(
+            SystemExit, tool, 'publish_model', trained, 'b', 'a', '--metrics', 'm.json'
+        )
+        assert 'metrics m.json' in str(refused.value.code)
+        assert message in str(refused.value.code)
+    assert not (tmp_path / 'b').exists()
+
+
 def test_numbers_too_large_for_half_precision_are_refused(tool, trained, tmp_path):
     content = torch.load(trained, weights_only=False)
     content['state_dict']['backbone.queries'].fill_(1e6)
