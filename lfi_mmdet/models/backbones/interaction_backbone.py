@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from mmdet.registry import MODELS
 from torch import nn
 
+from lfi_mmdet.models.utils.derived_class import derived_class
 from lfi_mmdet.registry import find_part
 
 from .query_mixin import QueryMixin
 from .stage_interaction import StageInteractionMixin
-
-_CLASSES: dict[type, type] = {}
 
 
 def interaction_class(backbone: type) -> type:
@@ -22,24 +20,8 @@ def interaction_class(backbone: type) -> type:
     Args:
         backbone: Class of a backbone.
     """
-    if backbone in _CLASSES:
-        return _CLASSES[backbone]
-    name = f'Interaction{backbone.__name__}'
     doc = f':class:`{backbone.__name__}` with queries, see :func:`InteractionBackbone`.'
-    attributes = dict(__doc__=doc, __module__=__name__, __reduce_ex__=_reduce)
-    _CLASSES[backbone] = type(name, (StageInteractionMixin, backbone), attributes)
-    return _CLASSES[backbone]
-
-
-def _reduce(self: Any, protocol: Any) -> tuple:
-    """No module has a name for such a class, so a pickle makes it anew."""
-    return _empty, (type(self).__bases__[1],), self.__dict__.copy()
-
-
-def _empty(backbone: type) -> nn.Module:
-    """A backbone that a pickle is put into."""
-    kind: Any = interaction_class(backbone)
-    return kind.__new__(kind)
+    return derived_class(StageInteractionMixin, backbone, 'Interaction', doc)
 
 
 @MODELS.register_module()

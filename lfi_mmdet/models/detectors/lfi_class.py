@@ -8,11 +8,10 @@ from mmdet.models.detectors import BaseDetector, SemiBaseDetector
 from mmdet.registry import MODELS
 from mmengine.registry import Registry
 
+from lfi_mmdet.models.utils.derived_class import derived_class
 from lfi_mmdet.registry import find_part
 
 from .lfi_mixin import LFIMixin
-
-_CLASSES: dict[type, type] = {}
 
 
 def lfi_class(detector: type) -> type:
@@ -36,22 +35,8 @@ def lfi_class(detector: type) -> type:
     known = MODELS.module_dict.get(name)
     if isinstance(known, type) and set(known.__bases__) == {LFIMixin, detector}:
         return known  # written out, such as LFIMaskRCNN
-    if detector not in _CLASSES:
-        doc = f':class:`{detector.__name__}` with a teacher, see :class:`LFIMixin`.'
-        attributes = dict(__doc__=doc, __module__=__name__, __reduce_ex__=_reduce)
-        _CLASSES[detector] = type(name, (LFIMixin, detector), attributes)
-    return _CLASSES[detector]
-
-
-def _reduce(self: Any, protocol: Any) -> tuple:
-    """No module has a name for such a class, so a pickle makes it anew."""
-    return _empty, (type(self).__bases__[1],), self.__dict__.copy()
-
-
-def _empty(detector: type) -> Any:
-    """A detector that a pickle is put into."""
-    kind: Any = lfi_class(detector)
-    return kind.__new__(kind)
+    doc = f':class:`{detector.__name__}` with a teacher, see :class:`LFIMixin`.'
+    return derived_class(LFIMixin, detector, 'LFI', doc)
 
 
 def register_lfi_classes(registry: Registry = MODELS) -> list[str]:
