@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +17,13 @@ from lfi_mmdet.models.backbones import QUERY_KEYS
 
 from .reading import evaluation_mode
 
-#: Where the parts stand inside a detector, by the name of the module
-PARTS = dict(total='', backbone='backbone', interaction='backbone.interaction')
+#: Modules of the parts within a detector, each counted with all that is in it
+PARTS = dict(
+    total=r'',
+    backbone=r'\.backbone',
+    # with the projections of stages, which stand beside it in lists
+    interaction=r'\.backbone\.interaction(_(in|out)\.\d+)?',
+)
 
 
 @dataclass
@@ -82,8 +88,12 @@ def count_flops(model: nn.Module, run: Callable[[], object]) -> FlopCount:
             parameter.requires_grad_(True)
     counts, root = counter.get_flop_counts(), type(model).__name__
     parts = {
-        part: sum(counts.get(f'{root}.{name}'.rstrip('.'), {}).values())
-        for part, name in PARTS.items()
+        part: sum(
+            sum(found.values())
+            for name, found in counts.items()
+            if re.fullmatch(root + modules, name)
+        )
+        for part, modules in PARTS.items()
     }
     return FlopCount(
         **parts,

@@ -16,6 +16,7 @@ from lfi_mmdet.evaluation import (
     demo_data,
     full_proposals,
 )
+from tests import small_detectors
 
 
 class Attention(nn.Module):
@@ -98,6 +99,25 @@ def test_the_interaction_is_all_that_a_detector_with_queries_has_more(tiny_confi
     assert ours.total - plain.total == ours.interaction
     assert ours.backbone - plain.backbone == ours.interaction
     assert 'torchvision::roi_align' in ours.uncounted
+
+
+def test_projections_of_stages_belong_to_the_interaction():
+    cfg = small_detectors.small_cfg('mask-rcnn_r50')
+    cfg.model.update(teacher=None, distiller=None)
+    cfg.model.interaction.update(feedback=True, num_queries=3)
+    with_queries = small_detectors.build(cfg)
+    cfg.model.update(type='MaskRCNN')
+    cfg.model.pop('interaction'), cfg.model.pop('teacher'), cfg.model.pop('distiller')
+    without = small_detectors.build(cfg)
+
+    def flops(model):
+        inputs = model.data_preprocessor(demo_data(3, (128, 128)))
+        with full_proposals(model):
+            return count_flops(model, lambda: model(**inputs, mode='tensor'))
+
+    ours, plain = flops(with_queries), flops(without)
+    assert ours.total - plain.total == ours.interaction > 0
+    assert ours.backbone - plain.backbone == ours.interaction
 
 
 def test_a_distiller_is_not_deployed(tiny_config):
