@@ -43,6 +43,7 @@ def write_python_configs(folder: Path) -> None:
     ``read_base`` takes modules of an installed package, whose names have no hyphens;
     mmengine does not find those of an editable install.
     """
+    shutil.rmtree(folder, ignore_errors=True)
     for path in sorted((ROOT / 'configs').glob('lfi*/*.py')):
         name = f'{path.parent.name}/{path.name}'
         module = folder / name.replace('-', '_')

@@ -64,7 +64,8 @@ def config_settings(name: str) -> dict[str, Any]:
     """
     from mmengine.config import Config
 
-    return Config.fromfile(config_path(name)).to_dict()
+    # dicts whose entries are attributes as well, as in a config that inherits
+    return dict(Config.fromfile(config_path(name)).items())
 
 
 def shipped_file(path: str) -> str:

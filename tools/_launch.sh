@@ -15,6 +15,10 @@ launch() {
         echo "error: GPUS=$gpus is not a number of processes" >&2
         exit 2
     fi
+    if ! [[ $restarts =~ ^[0-9]+$ ]]; then
+        echo "error: MAX_RESTARTS=$restarts is not a number" >&2
+        exit 2
+    fi
     if [ "$nodes" = 1 ] && [ -z "${PORT:-}" ]; then
         # any free port, so that several jobs fit on one machine
         rendezvous=(--rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:0

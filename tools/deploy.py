@@ -1,7 +1,7 @@
 """Write a detector as one file of one graph: ONNX (.onnx) or torch.export (.pt2).
 
 The file takes pixels and gives boxes, scores, labels and masks; docs/deploy.md says in
-which form. It is compared with the detector itself on images before the tool ends.
+which form. It is compared with the detector itself on images before it is put in place.
 """
 
 from __future__ import annotations
@@ -42,6 +42,12 @@ def main(argv: Sequence[str] | None = None) -> Deployment:
         default=[],
         help='to compare on; default: noise, in which a detector may find nothing',
     )
+    parser.add_argument(
+        '--max-candidates',
+        type=int,
+        help='pairs of box and class that reach the NMS of a second stage; default: '
+        '4096, or 32768 if score_thr is below 0.01',
+    )
     parser.add_argument('--force', action='store_true', help='replace a file')
     parser.add_argument(
         '--cfg-options', nargs='+', action=ConfigOptions, help='key=value pairs'
@@ -50,11 +56,22 @@ def main(argv: Sequence[str] | None = None) -> Deployment:
     with plain_errors():
         cfg = read_config(args.config, args.cfg_options)
         told = deploy(
-            cfg, args.checkpoint, args.out, args.shape, args.images, args.force
+            cfg,
+            args.checkpoint,
+            args.out,
+            args.shape,
+            args.images,
+            args.force,
+            args.max_candidates,
         )
     print(f'{told.file}: {told.file.stat().st_size / 2**20:.1f} MiB')
     for image, agreement in told.agreements.items():
         print(f'{image}: {agreement.text()}')
+    if not told.compared:
+        print(
+            'NOT COMPARED: the detector finds nothing in it, so that nothing could be '
+            'compared; --images with objects that it knows'
+        )
     return told
 
 

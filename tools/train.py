@@ -65,9 +65,12 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
                 'needs dict(enable=False, base_batch_size=...)'
             )
         cfg.auto_scale_lr.enable = True
-    if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if args.resume == 'auto':
+        # without a checkpoint to go on from, what load_from says is still the start
+        if find_latest_checkpoint(cfg.work_dir) or not cfg.get('load_from'):
+            cfg.resume, cfg.load_from = True, None
+    elif args.resume is not None:
+        cfg.resume, cfg.load_from = True, args.resume
 
 
 def start_checkpoint(cfg: Config) -> str | None:

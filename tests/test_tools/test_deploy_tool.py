@@ -6,8 +6,16 @@ import mmcv
 import pytest
 import torch
 from mmdet.apis import inference_detector, init_detector
+from mmdet.datasets.transforms import Resize
+from mmengine.config import Config
 
-from lfi_mmdet.engine.deploy import DeployedDetector, compare, deployment
+from lfi_mmdet.engine.deploy import (
+    DeployedDetector,
+    compare,
+    deployment,
+    pipeline_facts,
+)
+from lfi_mmdet.engine.preflight import InputError
 from tests.test_tools.conftest import call_tool, in_place
 from tests.tiny import CLASSES, write_tiny_run
 
@@ -47,19 +55,53 @@ def test_a_training_is_deployed_and_finds_what_it_found(tool, trained, capsys, s
     assert compare(expected, found).within(boxes=0.1, scores=1e-3, masks=1e-2)
 
 
-def test_an_exported_student_is_deployed_as_well(tool, trained):
+def test_an_exported_student_is_deployed_as_well(tool, trained, capsys):
     config, checkpoint = inputs(trained)
     tool('export_student', checkpoint, 'student.pth')
     told = tool('deploy', 'student.py', 'student.pth', 'b.pt2', '--shape', 64, 64)
     assert told.file.is_file()
     # noise, in the shape of the graph
     assert list(told.agreements) == ['noise']
+    nothing = 'model.test_cfg.rcnn.score_thr=0.999'
+    told = tool('deploy', 'student.py', 'student.pth', 'c.pt2', '--shape', 64, 64,
+                '--cfg-options', nothing)  # fmt: skip
+    assert not told.compared
+    assert 'NOT COMPARED' in capsys.readouterr().out
 
 
 def test_without_a_shape_images_are_what_the_test_pipeline_makes_of_them(tool, trained):
     config, checkpoint = inputs(trained)
     told = tool('deploy', config, checkpoint, 'c.pt2')
     assert DeployedDetector(told.file).description.shape == (64, 64)
+
+
+def test_the_pipeline_says_how_an_image_is_brought_to_its_shape():
+    def steps(*pipeline, wrap=False):
+        dataset = dict(pipeline=list(pipeline))
+        if wrap:
+            dataset = dict(datasets=[dataset])
+        model = dict(data_preprocessor=dict(pad_size_divisor=32))
+        return Config(dict(test_dataloader=dict(dataset=dataset), model=model))
+
+    shape = deployment.tested_shape
+    both = dict(type='Resize', scale=(1333, 800), keep_ratio=True)
+    assert shape(steps(both)) == (800, 1344)
+    assert shape(steps(dict(both, type='mmdet.Resize'), wrap=True)) == (
+        800,
+        1344,
+    )
+    assert shape(steps(dict(both, type=Resize))) == (800, 1344)
+    assert shape(steps(dict(both, scale=640))) == (640, 640)
+    fixed = dict(type='FixShapeResize', width=100, height=64)
+    assert shape(steps(fixed)) == (64, 128)
+    for wrong in (dict(both, scale=[(1, 2), (3, 4)]), dict(type='Flip')):
+        with pytest.raises(InputError, match='pass --shape'):
+            shape(steps(wrong))
+    assert pipeline_facts(steps(both)) == dict(keep_ratio=True)
+    assert pipeline_facts(steps(dict(type='Resize', scale=9))) == dict(keep_ratio=False)
+    pad = dict(type='Pad', size=(640, 640), pad_val=dict(img=(114, 114, 114)))
+    assert pipeline_facts(steps(both, pad))['pad'] == (114, 114, 114)
+    assert pipeline_facts(steps(dict(pad, pad_val=7)))['pad'] == (7, 7, 7)
 
 
 def test_a_pipeline_without_a_resize_needs_a_shape(trained, refusal):
@@ -78,6 +120,8 @@ def test_what_cannot_be_deployed_is_refused_and_leaves_no_file(
         'deploy', *given, 'a.pt2', '--images', 'none.png'
     )
     assert 'is no size' in refusal('deploy', *given, 'a.pt2', '--shape', 0, 64)
+    said = refusal('deploy', *given, 'a.pt2', '--shape', 60, 64)
+    assert 'pad_size_divisor=16, such as 64 64' in said
     assert 'no such file' in refusal('deploy', config, 'none.pth', 'a.pt2')
     (tmp_path / 'b.pt2').write_text('mine')
     assert '--force' in refusal('deploy', *given, 'b.pt2')
@@ -99,12 +143,12 @@ def test_a_file_that_would_find_something_else_is_not_written(
     config, checkpoint = inputs(trained)
     export = deployment.export_program
 
-    def another(detector, shape):
+    def another(detector, shape, max_candidates):
         with torch.no_grad():
             weight = detector.roi_head.bbox_head.fc_cls.weight
             before = weight.clone()
             weight.add_(torch.randn_like(weight), alpha=0.3)
-            program = export(detector, shape)
+            program = export(detector, shape, max_candidates)
             # the program shares its weights with the detector
             detector.roi_head.bbox_head.fc_cls.weight = torch.nn.Parameter(before)
         return program

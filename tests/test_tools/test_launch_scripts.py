@@ -16,7 +16,10 @@ SCRIPTS = ('dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh')
 @pytest.fixture
 def script(tmp_path):
     """Run a script; stand-ins print the words they are given, one in a line."""
-    stand_in = '#!/bin/sh\necho "$OMP_NUM_THREADS"\nprintf "%s\\n" "$@"\n'
+    stand_in = (
+        '#!/bin/sh\necho "$OMP_NUM_THREADS"\nprintf "%s\\n" "$@"\n'
+        'echo "shared store off: $TORCH_DISABLE_SHARE_RDZV_TCP_STORE" >&2\n'
+    )
     for name in ('python', 'srun'):
         path = tmp_path / name
         path.write_text(stand_in)
@@ -71,13 +74,16 @@ def test_several_machines_meet_where_the_variables_say(script):
 
 
 def test_restarts_are_off_unless_asked_for_and_then_no_store_is_shared(script):
-    words = script('dist_train.sh', 'a.py', '2').stdout.splitlines()
-    assert '--max-restarts=0' in words
+    run = script('dist_train.sh', 'a.py', '2')
+    assert '--max-restarts=0' in run.stdout.splitlines()
+    assert 'shared store off: \n' in run.stderr
     variables = dict(MAX_RESTARTS='3', NNODES='2', NODE_RANK='1', MASTER_ADDR='host')
-    words = script('dist_train.sh', 'a.py', '2', **variables).stdout.splitlines()
+    run = script('dist_train.sh', 'a.py', '2', **variables)
+    words = run.stdout.splitlines()
     assert {'--max-restarts=3', '--rdzv-endpoint=host:29500'} < {*words}
-    text = (TOOLS / '_launch.sh').read_text()
-    assert 'export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1' in text
+    assert 'shared store off: 1\n' in run.stderr
+    run = script('dist_train.sh', 'a.py', '2', MAX_RESTARTS='often')
+    assert run.returncode == 2 and 'MAX_RESTARTS=often is not a number' in run.stderr
 
 
 def test_given_threads_are_kept(script):

@@ -81,6 +81,29 @@ def done(run):
 
 
 @pytest.mark.slow
+def test_with_nothing_to_resume_a_training_starts_where_load_from_says(
+    tool, config, tmp_path
+):
+    tool('train', config, '--work-dir', tmp_path / 'first')
+    start = tmp_path / 'first' / 'iter_1.pth'
+    still = 'optim_wrapper.optimizer.lr=0.0'
+    option = f'load_from={start}'
+    run = tmp_path / 'second'
+    tool('train', config, '--work-dir', run, '--resume', '--cfg-options', option, still)
+    name = 'backbone.queries'
+    before, after = (
+        torch.load(path, weights_only=False)['state_dict'][name]
+        for path in (start, run / 'iter_1.pth')
+    )
+    assert torch.equal(before, after)
+    # a second time there is something to resume
+    tool('train', config, '--work-dir', run, '--resume', '--cfg-options', option,
+         'train_cfg.max_iters=3')  # fmt: skip
+    assert (run / 'iter_3.pth').is_file()
+    logs = [path.read_text() for path in run.glob('*/*.log')]
+    assert sum('resumed epoch: 0, iter: 2' in text for text in logs) == 1
+
+
 def test_a_killed_training_is_resumed(tool, config, tmp_path):
     run = tmp_path / 'run'
     process = subprocess.Popen(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mmengine.config import Config
 
 from lfi_mmdet import cli, config_path, shipped
 from lfi_mmdet.cli import COMMANDS, main
@@ -71,6 +72,22 @@ def test_a_config_that_is_not_there_is_told_with_its_neighbours():
         FileNotFoundError, match="no config 'lfi/mask-rcnn_vit-l.*vit-s"
     ):
         config_path('lfi/mask-rcnn_vit-l_lfi_coco.py')
+
+
+def test_a_config_in_python_style_takes_our_settings_from_a_checkout(tmp_path):
+    (tmp_path / 'mine.py').write_text(
+        'from mmengine.config import read_base\n'
+        'from torch.optim import SGD\n'
+        "name = 'lfi/mask-rcnn_vit-s_lfi_coco.py'\n"
+        "globals().update(__import__('lfi_mmdet').config_settings(name))\n"
+        'model.backbone.update(num_queries=2)\n'
+        'optim_wrapper.optimizer.type = SGD\n'
+    )
+    cfg = Config.fromfile(tmp_path / 'mine.py')
+    ours = Config.fromfile(config_path('lfi/mask-rcnn_vit-s_lfi_coco.py'))
+    assert cfg.model.backbone.num_queries == 2 != ours.model.backbone.num_queries
+    assert cfg.model.neck == ours.model.neck
+    assert cfg.train_dataloader == ours.train_dataloader
 
 
 def test_the_model_index_has_every_config_and_tells_of_no_run_that_was_not():

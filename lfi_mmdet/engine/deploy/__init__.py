@@ -2,7 +2,7 @@
 
 from .agreement import Agreement, compare
 from .deployed import DeployedDetector
-from .deployment import Deployment, deploy, tested_shape
+from .deployment import Deployment, deploy, pipeline_facts, tested_shape
 from .exporter import (
     FORMATS,
     Description,
@@ -23,6 +23,7 @@ __all__ = [
     'deploy',
     'describe',
     'export_program',
+    'pipeline_facts',
     'tested_shape',
     'write_program',
 ]

@@ -70,27 +70,33 @@ class DeployedDetector:
         kept = found['scores'] > 0
         result = InstanceData(**{name: value[kept] for name, value in found.items()})
         size = image.shape[:2]
-        if self.description.masks == 'image':
+        # of width and height, which are rounded each for itself
+        result.bboxes = result.bboxes / torch.tensor([*scale, *scale])
+        if self.description.masks == 'box':
+            # a mask is that of the whole box, into the padding
+            result.masks = self._box_masks(result.masks, result.bboxes, size)
+        elif self.description.masks == 'image':
             result.masks = self._image_masks(result.masks, scale, size)
-        result.bboxes = result.bboxes / scale
         limits = torch.tensor([size[1], size[0]] * 2, dtype=result.bboxes.dtype)
         result.bboxes = torch.minimum(result.bboxes.clamp(min=0), limits)
-        if self.description.masks == 'box':
-            result.masks = self._box_masks(result.masks, result.bboxes, size)
         return result
 
-    def _fit(self, image: np.ndarray) -> tuple[Tensor, float]:
-        """Resize to the shape of the graph, pad the rest, and tell the scale."""
+    def _fit(self, image: np.ndarray) -> tuple[Tensor, tuple[float, float]]:
+        """Resize to the shape of the graph, pad the rest, and tell both scales."""
         height, width = self.description.shape
-        scale = min(height / image.shape[0], width / image.shape[1])
-        if scale != 1:
+        size = (width, height)
+        if self.description.keep_ratio:
+            ratio = min(height / image.shape[0], width / image.shape[1])
+            # as mmcv.imrescale rounds
             size = (
-                max(1, min(width, round(image.shape[1] * scale))),
-                max(1, min(height, round(image.shape[0] * scale))),
+                max(1, int(image.shape[1] * ratio + 0.5)),
+                max(1, int(image.shape[0] * ratio + 0.5)),
             )
+        scale = size[0] / image.shape[1], size[1] / image.shape[0]
+        if scale != (1.0, 1.0):
             image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
-        mean = torch.tensor(self.description.mean).view(3, 1, 1)
-        pixels = mean.expand(3, height, width).clone()
+        pad = torch.tensor(self.description.pad).view(3, 1, 1)
+        pixels = pad.expand(3, height, width).clone()
         pixels[:, : image.shape[0], : image.shape[1]] = torch.from_numpy(
             np.ascontiguousarray(image.transpose(2, 0, 1))
         )
@@ -106,16 +112,19 @@ class DeployedDetector:
         return pasted
 
     def _image_masks(
-        self, masks: Tensor, scale: float, size: tuple[int, int]
+        self, masks: Tensor, scale: tuple[float, float], size: tuple[int, int]
     ) -> Tensor:
         if not len(masks):
             return torch.zeros(0, *size, dtype=torch.bool)
         logits = F.interpolate(
             masks[None], scale_factor=self.description.mask_stride, mode='bilinear'
         )
-        if scale != 1:
-            grown = [math.ceil(side / scale) for side in logits.shape[-2:]]
-            logits = F.interpolate(logits, size=grown, mode='bilinear')
+        if scale != (1.0, 1.0):
+            width, height = (
+                math.ceil(side / by)
+                for side, by in zip(reversed(logits.shape[-2:]), scale)
+            )
+            logits = F.interpolate(logits, size=(height, width), mode='bilinear')
         probabilities = logits[0, :, : size[0], : size[1]].sigmoid()
         return probabilities > self.description.mask_threshold
 

@@ -28,8 +28,9 @@ from .agreement import Agreement, compare
 from .deployed import DeployedDetector
 from .exporter import check_format, describe, export_program, write_program
 
-#: Largest differences of boxes in pixels, scores, and masks in shares of the image
-TOLERANCES = (0.1, 1e-3, 1e-3)
+#: Largest differences of boxes in pixels, scores, and masks in shares of their pixels
+TOLERANCES = (0.1, 1e-3, 1e-2)
+_RESIZE = ('Resize', 'FixScaleResize', 'FixShapeResize')
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,16 @@ class Deployment:
     Attributes:
         file: The file.
         agreements: How it compares with the detector, by image.
+        compared: Whether the detector finds anything in any of the images; if not, the
+            comparison says nothing.
     """
 
     file: Path
     agreements: dict[str, Agreement]
+
+    @property
+    def compared(self) -> bool:
+        return any(agreement.detections for agreement in self.agreements.values())
 
 
 def deploy(
@@ -52,6 +59,7 @@ def deploy(
     shape: Sequence[int] | None = None,
     images: Sequence[str] = (),
     force: bool = False,
+    max_candidates: int | None = None,
 ) -> Deployment:
     """Write a detector as one file, once it finds what the detector finds.
 
@@ -63,6 +71,7 @@ def deploy(
             what the test pipeline resizes to.
         images: Files to compare on; none compares on noise.
         force: Replace ``out`` if it exists.
+        max_candidates: See :func:`~.fixed_shapes.multiclass_nms`.
 
     Raises:
         InputError: If anything does not fit, no graph can be recorded, or the file
@@ -75,16 +84,24 @@ def deploy(
     height, width = shape or tested_shape(cfg)
     if height < 1 or width < 1:
         raise InputError(f'--shape {height} {width} is no size of an image')
+    padded = _padded((height, width), cfg)
+    if padded != (height, width):
+        raise InputError(
+            f'--shape {height} {width}: the detector takes multiples of '
+            f'model.data_preprocessor.pad_size_divisor={_divisor(cfg)}, such as '
+            f'{padded[0]} {padded[1]}'
+        )
     pictures = _read(images, (height, width))
     detector, classes = _build(cfg, checkpoint)
-    description = describe(detector, (height, width), classes)
-    program = export_program(detector, (height, width))
+    description = describe(detector, (height, width), classes, **pipeline_facts(cfg))
+    program = export_program(detector, (height, width), max_candidates)
+    most = detection_limits(detector)
     aside = out.with_name(f'.{os.getpid()}.checked.{out.name}')
     try:
         write_program(program, aside, description)
         deployed = DeployedDetector(aside)
         agreements = {
-            name: compare(_predict(detector, picture), deployed(picture))
+            name: compare(_predict(detector, picture), deployed(picture), **most)
             for name, picture in pictures.items()
         }
         for name, agreement in agreements.items():
@@ -105,22 +122,68 @@ def tested_shape(cfg: Config) -> tuple[int, int]:
     Raises:
         InputError: If no step of the pipeline says so.
     """
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    scales = [
-        step.scale
-        for step in dataset.pipeline
-        if step.get('type') in ('Resize', 'FixShapeResize', 'mmdet.Resize')
-        and 'scale' in step
-    ]
-    if not scales:
+    steps = _steps(cfg, *_RESIZE)
+    scale = steps[-1].get('scale') if steps else None
+    if steps and 'width' in steps[-1]:
+        scale = steps[-1]['width'], steps[-1].get('height')
+    if isinstance(scale, int):
+        scale = (scale, scale)
+    if (
+        not isinstance(scale, (tuple, list))
+        or len(scale) != 2
+        or not all(isinstance(side, int) for side in scale)
+    ):
         raise InputError(
-            'no Resize in test_dataloader.dataset.pipeline says what size an image '
-            'has; pass --shape HEIGHT WIDTH'
+            'no Resize with a scale of one size in test_dataloader.dataset.pipeline '
+            'says what size an image has; pass --shape HEIGHT WIDTH'
         )
-    divisor = cfg.model.data_preprocessor.get('pad_size_divisor', 1)
-    width, height = (-(-side // divisor) * divisor for side in scales[-1])
+    return _padded((scale[1], scale[0]), cfg)
+
+
+def pipeline_facts(cfg: Config) -> dict[str, Any]:
+    """What the test pipeline does to an image besides its size, for ``describe``."""
+    facts: dict[str, Any] = {}
+    for step in _steps(cfg, *_RESIZE):
+        facts['keep_ratio'] = bool(step.get('keep_ratio', 'width' in step))
+    for step in _steps(cfg, 'Pad'):
+        value = step.get('pad_val', 0)
+        if isinstance(value, dict):
+            value = value.get('img', 0)
+        facts['pad'] = (value,) * 3 if isinstance(value, (int, float)) else value
+    return facts
+
+
+def detection_limits(detector: BaseDetector) -> dict[str, Any]:
+    """From which score on, and how many detections there are, for ``compare``."""
+    model: Any = detector
+    part = getattr(model, 'roi_head', None) or model.bbox_head
+    cfg = part.test_cfg
+    limits = dict(score_thr=cfg.get('score_thr', 0.0))
+    if cfg.get('max_per_img', -1) > 0:
+        limits['max_per_img'] = cfg.max_per_img
+    return limits
+
+
+def _steps(cfg: Config, *names: str) -> list[Any]:
+    """Steps of the test pipeline, by the names of their types."""
+    dataset = cfg.get('test_dataloader', {}).get('dataset', {})
+    while 'dataset' in dataset or 'datasets' in dataset:
+        dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
+    found = []
+    for step in dataset.get('pipeline', []):
+        kind = step.get('type')
+        name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+        if name.rpartition('.')[2] in names:
+            found.append(step)
+    return found
+
+
+def _divisor(cfg: Config) -> int:
+    return cfg.model.get('data_preprocessor', {}).get('pad_size_divisor', 1)
+
+
+def _padded(shape: tuple[int, int], cfg: Config) -> tuple[int, int]:
+    height, width = (-(-side // _divisor(cfg)) * _divisor(cfg) for side in shape)
     return height, width
 
 
@@ -150,7 +213,8 @@ def _build(cfg: Config, checkpoint: str) -> tuple[BaseDetector, tuple[str, ...]]
     # what is left over belongs to the distiller
     detector.load_state_dict(weights, strict=False)
     meta = content.get('meta') or {}
-    classes = meta.get('dataset_meta', {}).get('classes', ())
+    told = meta.get('dataset_meta') or {}
+    classes = told.get('classes') or meta.get('CLASSES') or ()
     return detector.eval(), tuple(classes)
 
 

@@ -4,37 +4,33 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import io
 import json
 import os
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmdet.models.dense_heads import RTMDetInsHead
-from mmdet.models.detectors import (
-    BaseDetector,
-    DetectionTransformer,
-    MaskFormer,
-)
-from mmdet.models.detectors.single_stage_instance_seg import (
-    SingleStageInstanceSegmentor,
-)
+from mmdet.models.detectors import BaseDetector
 from torch.export import ExportedProgram
 
 from lfi_mmdet.engine.preflight import InputError
 
 from .graph import OUTPUTS, DetectorGraph
 from .rewrites import shapes_fixed
+from .support import check_supported, refusal
 
 #: Suffix of a file, and what it holds
 FORMATS = {'.onnx': 'ONNX', '.pt2': 'torch.export'}
 #: Name of the entry that describes a file, in either format
 DESCRIPTION = 'lfi_mmdet.json'
-#: mmdet's prediction of these reads shapes or numbers of objects from tensors
-_DEPEND_ON_VALUES = (DetectionTransformer, MaskFormer, SingleStageInstanceSegmentor)
-_NEEDED = ('onnx', 'onnxscript')
+_NEEDED = ('onnx', 'onnxscript', 'onnxruntime')
+#: Bytes that a file of ONNX holds
+_MOST = 2**31 - 2**20
 
 
 @dataclass(frozen=True)
@@ -43,28 +39,28 @@ class Description:
 
     Attributes:
         shape: Height and width of the image it takes, in pixels.
-        mean: Value that pads an image, one per channel of the input.
+        pad: Value that fills the rest of a smaller image, one per channel.
         classes: Names of the classes, by label.
         masks: ``'box'`` for probabilities within each box, ``'image'`` for logits on
             a grid over the image, None without masks.
         mask_stride: Pixels per cell of that grid.
         mask_threshold: Probability from which a pixel belongs to the object.
-        rgb: Whether the input is RGB; BGR otherwise.
+        keep_ratio: Whether an image is resized in its ratio, and the rest padded.
     """
 
     shape: tuple[int, int]
-    mean: tuple[float, float, float]
+    pad: tuple[float, ...]
     classes: tuple[str, ...] = ()
     masks: str | None = None
     mask_stride: int = 1
     mask_threshold: float = 0.5
-    rgb: bool = False
+    keep_ratio: bool = True
 
     @classmethod
     def from_text(cls, text: str) -> Description:
         """Read what :meth:`text` wrote."""
         entries = json.loads(text)
-        for name in ('shape', 'mean', 'classes'):
+        for name in ('shape', 'pad', 'classes'):
             entries[name] = tuple(entries[name])
         return cls(**entries)
 
@@ -74,15 +70,23 @@ class Description:
 
 
 def describe(
-    detector: BaseDetector, shape: tuple[int, int], classes: Sequence[str] = ()
+    detector: BaseDetector,
+    shape: tuple[int, int],
+    classes: Sequence[str] = (),
+    pad: Sequence[float] | None = None,
+    keep_ratio: bool = True,
 ) -> Description:
-    """Say what a deployed detector takes and gives."""
+    """Say what a deployed detector takes and gives.
+
+    Args:
+        detector: The detector.
+        shape: Height and width of the image in pixels.
+        classes: Names of the classes.
+        pad: Value that its pipeline pads with, one per channel; None for what its
+            ``data_preprocessor`` does.
+        keep_ratio: Whether its pipeline keeps the ratio of an image.
+    """
     model: Any = detector
-    preprocessor = model.data_preprocessor
-    mean = (0.0, 0.0, 0.0)
-    if getattr(preprocessor, '_enable_normalize', False):
-        mean = tuple(preprocessor.mean.flatten().tolist())
-    swapped = getattr(preprocessor, '_channel_conversion', False)
     masks, stride, threshold = None, 1, 0.5
     head = getattr(model, 'bbox_head', None)
     if isinstance(head, RTMDetInsHead):
@@ -93,20 +97,34 @@ def describe(
         threshold = model.roi_head.test_cfg.mask_thr_binary
     return Description(
         shape=shape,
-        mean=mean[::-1] if swapped else mean,
+        pad=tuple(pad) if pad is not None else _padding(model.data_preprocessor),
         classes=tuple(classes),
         masks=masks,
         mask_stride=stride,
         mask_threshold=threshold,
+        keep_ratio=keep_ratio,
     )
 
 
-def export_program(detector: BaseDetector, shape: tuple[int, int]) -> ExportedProgram:
+def _padding(preprocessor: Any) -> tuple[float, ...]:
+    """What a ``data_preprocessor`` pads with, before it normalizes."""
+    value = float(getattr(preprocessor, 'pad_value', 0))
+    if not getattr(preprocessor, '_enable_normalize', False):
+        return (value,) * 3
+    filled = preprocessor.mean.flatten() + value * preprocessor.std.flatten()
+    swapped = getattr(preprocessor, '_channel_conversion', False)
+    return tuple((filled.flip(0) if swapped else filled).tolist())
+
+
+def export_program(
+    detector: BaseDetector, shape: tuple[int, int], max_candidates: int | None = None
+) -> ExportedProgram:
     """Record the graph of a detector, from pixels to detections.
 
     Args:
         detector: A detector in evaluation mode, on the CPU, without a teacher.
         shape: Height and width of the image in pixels.
+        max_candidates: See :func:`~.fixed_shapes.multiclass_nms`.
 
     Returns:
         A program of one input ``image`` and the outputs of
@@ -116,28 +134,17 @@ def export_program(detector: BaseDetector, shape: tuple[int, int]) -> ExportedPr
     Raises:
         InputError: If no graph can be recorded of the detector.
     """
-    if isinstance(detector, _DEPEND_ON_VALUES):
-        raise InputError(_refusal(detector))
+    check_supported(detector)
     graph = DetectorGraph(detector, shape).eval()
     image = torch.zeros(1, 3, *shape)
+    # torch prints the graph so far if it fails
+    quiet = redirect_stderr(io.StringIO())
     try:
-        with torch.no_grad(), shapes_fixed(detector):
+        with torch.no_grad(), shapes_fixed(detector, max_candidates), quiet:
             return torch.export.export(graph, (image,), strict=False)
-    except InputError:
-        raise
     except Exception as error:  # torch.export has no class of its own for them
         reason = ''.join(str(error).strip().splitlines()[:1])
-        raise InputError(
-            f'{_refusal(detector)}; torch.export says: {reason}'
-        ) from error
-
-
-def _refusal(detector: BaseDetector) -> str:
-    return (
-        f'model.type={type(detector).__name__} cannot be exported, as its prediction '
-        'takes steps that depend on values of the image; detectors of one stage '
-        'without transformers, RTMDet-Ins, and Faster, Mask and Cascade R-CNN can'
-    )
+        raise refusal(detector, f'torch.export says: {reason}') from error
 
 
 def check_format(out: str | Path) -> str:
@@ -154,7 +161,7 @@ def check_format(out: str | Path) -> str:
     if suffix == '.onnx' and missing:
         raise InputError(
             f'{out}: ONNX needs {", ".join(missing)}: pip install '
-            f'{" ".join(missing)} onnxruntime, or write a .pt2 file'
+            f'{" ".join(missing)}, or write a .pt2 file'
         )
     return suffix
 
@@ -170,6 +177,12 @@ def write_program(
     """
     out = Path(out)
     suffix = check_format(out)
+    size = sum(value.nbytes for value in program.state_dict.values())
+    if suffix == '.onnx' and size > _MOST:
+        raise InputError(
+            f'{out}: the weights have {size / 2**30:.1f} GiB, and one file of ONNX '
+            'holds less than 2; write a .pt2 file'
+        )
     aside = out.with_name(f'.{os.getpid()}.{out.name}')
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

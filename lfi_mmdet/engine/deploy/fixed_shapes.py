@@ -17,8 +17,12 @@ import torchvision  # noqa: F401
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-#: Of the candidates of a second stage, those that reach its NMS
-MAX_CANDIDATES = 4096
+#: Of the candidates of a second stage, those that reach its NMS, and as many where the
+#: threshold is so low that most of them do
+MAX_CANDIDATES, MANY_CANDIDATES = 4096, 32768
+_LOW = 0.01
+#: Entries of an NMS config that are followed
+_KNOWN = ('type', 'iou_threshold', 'class_agnostic', 'split_thr')
 
 
 def best(
@@ -38,13 +42,9 @@ def best(
         the candidates; K is ``max_num`` or N, whichever is less.
 
     Raises:
-        ValueError: If the config asks for another kind of NMS.
+        ValueError: If the config asks for another kind of NMS, see :func:`check_nms`.
     """
-    kind = nms.get('type', 'nms')
-    if kind != 'nms':
-        raise ValueError(
-            f'test_cfg.nms.type={kind!r} has no fixed-shape form; choose nms'
-        )
+    check_nms(nms, 'nms')
     if not nms.get('class_agnostic', False):
         # groups far apart do not overlap
         boxes = boxes + groups.to(boxes)[:, None] * (boxes.max() + 1)
@@ -53,6 +53,27 @@ def best(
     number = len(scores) if max_num < 0 else min(max_num, len(scores))
     top, indices = torch.topk(scores * survives, number)
     return top, indices
+
+
+def check_nms(nms: dict[str, Any], key: str) -> None:
+    """Check that :func:`best` does what a config of an NMS says.
+
+    Args:
+        nms: The config.
+        key: Where it stands, for messages.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    kind = nms.get('type', 'nms')
+    if kind != 'nms':
+        raise ValueError(f'{key}.type={kind!r} has no fixed shapes; choose nms')
+    for name, value in nms.items():
+        if name not in _KNOWN and value not in (0, None):
+            raise ValueError(
+                f'{key}.{name}={value!r} has no fixed shapes; leave it out, of '
+                f'{", ".join(_KNOWN)} any do'
+            )
 
 
 def filter_scores_and_topk(
@@ -90,11 +111,12 @@ def multiclass_nms(
     nms_cfg: dict[str, Any],
     max_num: int = -1,
     box_dim: int = 4,
+    max_candidates: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Stands in for the function of this name in ``mmdet.models.layers``.
 
-    Only the :data:`MAX_CANDIDATES` best pairs of box and class reach the NMS, whose
-    time grows with their square. Boxes of zeros come from proposals that do not count.
+    Only the best pairs of box and class reach the NMS, whose time grows with their
+    square. Boxes of zeros come from proposals that do not count.
 
     Args:
         multi_bboxes: (N, 4) or (N, 4 C).
@@ -103,6 +125,8 @@ def multiclass_nms(
         nms_cfg: Config of the NMS.
         max_num: How many to keep; -1 keeps all that reached the NMS.
         box_dim: Numbers of a box, 4.
+        max_candidates: How many reach the NMS; None for :data:`MAX_CANDIDATES`, or
+            :data:`MANY_CANDIDATES` if ``score_thr`` is below 0.01.
 
     Returns:
         Boxes with scores (K, 5), and labels (K,).
@@ -111,9 +135,8 @@ def multiclass_nms(
     boxes = multi_bboxes.view(number, -1, box_dim).expand(number, num_classes, box_dim)
     scores = _above(multi_scores[:, :-1], score_thr)
     scores = torch.where((boxes != 0).any(dim=2), scores, torch.zeros_like(scores))
-    scores, indices = torch.topk(
-        scores.reshape(-1), min(MAX_CANDIDATES, number * num_classes)
-    )
+    most = max_candidates or (MANY_CANDIDATES if score_thr < _LOW else MAX_CANDIDATES)
+    scores, indices = torch.topk(scores.reshape(-1), min(most, number * num_classes))
     boxes, labels = boxes.reshape(-1, box_dim)[indices], indices % num_classes
     scores, indices = best(boxes, scores, labels, nms_cfg, max_num)
     return torch.cat([boxes[indices], scores[:, None]], dim=1), labels[indices]

@@ -20,29 +20,39 @@ from torch import Tensor, nn
 
 from . import fixed_shapes
 
-#: Functions that modules of mmdet have imported by name
-_FUNCTIONS = ('filter_scores_and_topk', 'multiclass_nms')
-
 
 @contextmanager
-def shapes_fixed(detector: nn.Module) -> Iterator[None]:
+def shapes_fixed(
+    detector: nn.Module, max_candidates: int | None = None
+) -> Iterator[None]:
     """Have a detector predict in tensors whose shapes no picture changes.
+
+    Functions of mmdet are replaced for the time of the context: no other detector of
+    this process may predict meanwhile.
 
     Args:
         detector: Changed for the time of the context only.
+        max_candidates: See :func:`~.fixed_shapes.multiclass_nms`.
     """
+    replacements = dict(
+        filter_scores_and_topk=fixed_shapes.filter_scores_and_topk,
+        multiclass_nms=partial(
+            fixed_shapes.multiclass_nms, max_candidates=max_candidates
+        ),
+    )
+    rpn_head = getattr(detector, 'rpn_head', None)
     with ExitStack() as stack:
-        for name in _FUNCTIONS:
+        for name, replacement in replacements.items():
             for module in _modules_with(name):
-                replacement = getattr(fixed_shapes, name)
                 stack.enter_context(mock.patch.object(module, name, replacement))
         for part in detector.modules():
-            for attribute, value in _replacements(part):
+            for attribute, value in _replacements(part, part is rpn_head):
                 stack.enter_context(mock.patch.object(part, attribute, value))
         yield
 
 
 def _modules_with(function: str) -> list[Any]:
+    """Modules that have imported a function by its name."""
     return [
         module
         for name, module in list(sys.modules.items())
@@ -50,12 +60,12 @@ def _modules_with(function: str) -> list[Any]:
     ]
 
 
-def _replacements(part: nn.Module) -> Iterator[tuple[str, Any]]:
+def _replacements(part: nn.Module, proposes: bool) -> Iterator[tuple[str, Any]]:
     """Names of what to replace in a module, and what replaces it."""
     if isinstance(part, RTMDetInsHead):
         yield '_bbox_mask_post_process', partial(_dense_masks, part)
     elif isinstance(part, BaseDenseHead):
-        yield '_bbox_post_process', _dense_boxes
+        yield '_bbox_post_process', partial(_dense_boxes, proposes)
     elif isinstance(part, SingleRoIExtractor):
         yield 'forward', partial(_extract, part)
     elif isinstance(part, RoIAlign) and part.pool_mode == 'avg':
@@ -66,16 +76,19 @@ def _replacements(part: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _dense_boxes(
-    results: InstanceData, cfg: Any, *args: Any, **kwargs: Any
+    proposes: bool, results: InstanceData, cfg: Any, *args: Any, **kwargs: Any
 ) -> InstanceData:
     scores, indices = fixed_shapes.best_of_head(results, cfg)
     boxes = results.bboxes[indices]
-    if 'level_ids' not in results:
-        return InstanceData(bboxes=boxes, scores=scores, labels=results.labels[indices])
-    # whatever a second stage makes of an empty box at the corner is one again, by
-    # which multiclass_nms knows it
-    boxes = torch.where(scores[:, None] > 0, boxes, torch.zeros_like(boxes))
-    return InstanceData(bboxes=boxes, scores=scores, labels=torch.zeros_like(indices))
+    if 'level_ids' in results:  # of an RPN, which has one class
+        labels = torch.zeros_like(indices)
+    else:
+        labels = results.labels[indices]
+    if proposes:
+        # whatever a second stage makes of an empty box at the corner is one again, by
+        # which multiclass_nms knows it
+        boxes = torch.where(scores[:, None] > 0, boxes, torch.zeros_like(boxes))
+    return InstanceData(bboxes=boxes, scores=scores, labels=labels)
 
 
 def _dense_masks(

@@ -1,0 +1,86 @@
+"""Says which detectors have a graph, before anything is recorded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmdet.models.dense_heads import RPNHead, RTMDetInsHead
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+from mmdet.models.detectors import BaseDetector, DetectionTransformer, MaskFormer
+from mmdet.models.detectors.single_stage_instance_seg import (
+    SingleStageInstanceSegmentor,
+)
+from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
+from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+
+from lfi_mmdet.engine.preflight import InputError
+
+from .fixed_shapes import check_nms
+
+#: mmdet's prediction of these reads shapes or numbers of objects from tensors
+_DEPEND_ON_VALUES = (DetectionTransformer, MaskFormer, SingleStageInstanceSegmentor)
+_POST_PROCESS = (BaseDenseHead._bbox_post_process, RPNHead._bbox_post_process)
+
+
+def refusal(detector: BaseDetector, why: str) -> InputError:
+    """The message about a detector that has no graph."""
+    return InputError(
+        f'model.type={type(detector).__name__} cannot be exported: {why}. Those can '
+        'whose prediction has the same steps for every image: Faster, Mask and Cascade '
+        'R-CNN, RTMDet-Ins, and RetinaNet, FCOS and others of one stage that use the '
+        'post-processing of BaseDenseHead'
+    )
+
+
+def check_supported(detector: BaseDetector) -> None:
+    """Check that a graph of a detector would do what the detector does.
+
+    Args:
+        detector: Any detector of mmdet.
+
+    Raises:
+        InputError: If it would not; the message names the part.
+    """
+    if isinstance(detector, _DEPEND_ON_VALUES):
+        raise refusal(detector, 'mmdet reads shapes or numbers of objects from tensors')
+    model: Any = detector
+    for name in ('rpn_head', 'bbox_head'):
+        head = getattr(model, name, None)
+        if head is None or isinstance(head, RTMDetInsHead):
+            continue
+        kind = type(head).__name__
+        if getattr(type(head), '_bbox_post_process', None) not in _POST_PROCESS:
+            raise refusal(detector, f'{name}.type={kind} has its own post-processing')
+    roi_head = getattr(model, 'roi_head', None)
+    if roi_head is not None:
+        _check_roi_head(detector, roi_head)
+    for key, part in (
+        ('test_cfg.rpn', getattr(model, 'rpn_head', None)),
+        ('test_cfg', getattr(model, 'bbox_head', None)),
+        ('test_cfg.rcnn', roi_head),
+    ):
+        cfg = getattr(part, 'test_cfg', None)
+        if cfg is not None and 'nms' in cfg:
+            try:
+                check_nms(cfg.nms, f'model.{key}.nms')
+            except ValueError as error:
+                raise InputError(str(error)) from error
+
+
+def _check_roi_head(detector: BaseDetector, roi_head: Any) -> None:
+    kind = type(roi_head)
+    for method in ('predict_bbox', 'predict_mask'):
+        known = [getattr(base, method) for base in (StandardRoIHead, CascadeRoIHead)]
+        if getattr(kind, method, None) not in known:
+            raise refusal(detector, f'roi_head.type={kind.__name__} has its own steps')
+    for module in roi_head.modules():
+        name = type(module).__name__
+        if hasattr(module, 'roi_layers') and not isinstance(module, SingleRoIExtractor):
+            raise refusal(detector, f'{name} pools RoIs in a way of its own')
+    heads = getattr(roi_head, 'mask_head', None)
+    if not getattr(roi_head, 'with_mask', False) or heads is None:
+        return
+    for head in heads if hasattr(heads, '__iter__') else [heads]:
+        if type(head).predict_by_feat is not FCNMaskHead.predict_by_feat:
+            raise refusal(detector, f'mask_head.type={type(head).__name__} is not FCN')
