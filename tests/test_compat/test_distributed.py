@@ -177,7 +177,8 @@ def test_a_given_wrapper_config_keeps_what_it_says(one_process, wrapper):
     assert cfg.model_wrapper_cfg.to_dict() == dict(given, device_ids=None)
 
 
-@MODEL_WRAPPERS.register_module()
+# another module of tests imports this one, under another name
+@MODEL_WRAPPERS.register_module(force=True)
 class WrapperOfNoDevice:
     """A wrapper that is no ``DistributedDataParallel``."""
 
