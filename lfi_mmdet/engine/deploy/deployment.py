@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,23 +95,20 @@ def deploy(
     description = describe(detector, (height, width), classes, **pipeline_facts(cfg))
     program = export_program(detector, (height, width), max_candidates)
     most = detection_limits(detector)
-    aside = out.with_name(f'.{os.getpid()}.checked.{out.name}')
-    try:
-        write_program(program, aside, description)
-        deployed = DeployedDetector(aside)
-        agreements = {
-            name: compare(_predict(detector, picture), deployed(picture), **most)
-            for name, picture in pictures.items()
-        }
-        for name, agreement in agreements.items():
-            if not agreement.within(*TOLERANCES):
+    agreements: dict[str, Agreement] = {}
+
+    def check(file: Path) -> None:
+        deployed = DeployedDetector(file)
+        for name, picture in pictures.items():
+            found = compare(_predict(detector, picture), deployed(picture), **most)
+            if not found.within(*TOLERANCES):
                 raise InputError(
                     f'{out} was not written, as it would not find in {name} what '
-                    f'{checkpoint} finds: {agreement.text()}'
+                    f'{checkpoint} finds: {found.text()}'
                 )
-        os.replace(aside, out)
-    finally:
-        aside.unlink(missing_ok=True)
+            agreements[name] = found
+
+    write_program(program, out, description, check)
     return Deployment(out, agreements)
 
 

@@ -7,7 +7,7 @@ import importlib.util
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -167,9 +167,19 @@ def check_format(out: str | Path) -> str:
 
 
 def write_program(
-    program: ExportedProgram, out: str | Path, description: Description
+    program: ExportedProgram,
+    out: str | Path,
+    description: Description,
+    check: Callable[[Path], object] | None = None,
 ) -> Path:
     """Write a program, aside first, as ONNX (``.onnx``) or ``torch.export`` (``.pt2``).
+
+    Args:
+        program: The program.
+        out: The file.
+        description: What it is to say about itself.
+        check: Called with the file before it is put in place; what it raises keeps it
+            from there.
 
     Raises:
         InputError: If the suffix names no format, a package is missing, or the file
@@ -185,16 +195,19 @@ def write_program(
         )
     aside = out.with_name(f'.{os.getpid()}.{out.name}')
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if suffix == '.pt2':
-            torch.export.save(
-                program, aside, extra_files={DESCRIPTION: description.text()}
-            )
-        else:
-            _write_onnx(program, aside, description)
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            if suffix == '.pt2':
+                torch.export.save(
+                    program, aside, extra_files={DESCRIPTION: description.text()}
+                )
+            else:
+                _write_onnx(program, aside, description)
+        except (OSError, RuntimeError) as error:
+            raise InputError(f'{out} cannot be written: {error}') from error
+        if check is not None:
+            check(aside)
         os.replace(aside, out)
-    except (OSError, RuntimeError) as error:
-        raise InputError(f'{out} cannot be written: {error}') from error
     finally:
         aside.unlink(missing_ok=True)
     return out
