@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from mmengine.structures import InstanceData
 from scipy.optimize import linear_sum_assignment
+from torch import Tensor
 
 #: A score that is no further than this above what the other form had to reach may be
 #: found by one form only
@@ -72,8 +73,11 @@ def compare(
     distance = torch.cdist(first.bboxes, second.bboxes, p=torch.inf)
     apart = (first.scores[:, None] - second.scores[None]).abs()
     other = first.labels[:, None] != second.labels[None]
-    # a difference of 0.001 in score counts as much as one pixel
-    cost = (distance + 1e3 * apart + 1e6 * other).nan_to_num(nan=1e9)
+    # a difference of 0.001 in score counts as much as one pixel, or as 1% of a mask
+    cost = distance + 1e3 * apart + 1e6 * other
+    if 'masks' in first:
+        cost = cost + 100 * (1 - _coarse_iou(first.masks, second.masks))
+    cost = cost.nan_to_num(nan=1e9)
     rows, columns = (
         torch.as_tensor(side) for side in linear_sum_assignment(cost.numpy())
     )
@@ -100,3 +104,11 @@ def compare(
         masks=masks,
         alone=alone,
     )
+
+
+def _coarse_iou(first: Tensor, second: Tensor) -> Tensor:
+    """IoU of all pairs of masks, on every fourth pixel."""
+    ours, theirs = (masks[:, ::4, ::4].flatten(1).float() for masks in (first, second))
+    shared = ours @ theirs.T
+    either = ours.sum(1)[:, None] + theirs.sum(1)[None] - shared
+    return shared / either.clamp(min=1)

@@ -18,6 +18,7 @@ from torch import Tensor
 from lfi_mmdet.engine.preflight import InputError
 
 from .exporter import DESCRIPTION, FORMATS, Description
+from .fixed_masks import boxes_of_masks
 from .graph import OUTPUTS
 
 
@@ -61,8 +62,9 @@ class DeployedDetector:
             image: (H, W, 3) of uint8, BGR, as :func:`mmcv.imread` returns it.
 
         Returns:
-            ``bboxes`` (N, 4) in pixels of the image, ``scores`` (N,), ``labels`` (N,),
-            and ``masks`` (N, H, W) of bool if the detector has any.
+            ``bboxes`` (N, 4) in pixels of the image, zeros if the detector has none;
+            ``scores`` (N,), ``labels`` (N,), and ``masks`` (N, H, W) of bool if the
+            detector has any.
         """
         pixels, scale = self._fit(image)
         values = self._run(pixels)
@@ -77,6 +79,8 @@ class DeployedDetector:
             result.masks = self._box_masks(result.masks, result.bboxes, size)
         elif self.description.masks == 'image':
             result.masks = self._image_masks(result.masks, scale, size)
+        if self.description.boxes == 'masks':
+            result.bboxes = boxes_of_masks(result.masks)
         limits = torch.tensor([size[1], size[0]] * 2, dtype=result.bboxes.dtype)
         result.bboxes = torch.minimum(result.bboxes.clamp(min=0), limits)
         return result
@@ -114,19 +118,29 @@ class DeployedDetector:
     def _image_masks(
         self, masks: Tensor, scale: tuple[float, float], size: tuple[int, int]
     ) -> Tensor:
+        told = self.description
         if not len(masks):
             return torch.zeros(0, *size, dtype=torch.bool)
-        logits = F.interpolate(
-            masks[None], scale_factor=self.description.mask_stride, mode='bilinear'
+        values = F.interpolate(
+            masks[None], scale_factor=told.mask_stride, mode='bilinear'
         )
-        if scale != (1.0, 1.0):
+        if told.mask_cut == 'before':
+            height, width = (
+                round(side * by) for side, by in zip(size, reversed(scale))
+            )
+            values = values[:, :, :height, :width]
+            if scale != (1.0, 1.0):
+                values = F.interpolate(values, size=size, mode='bilinear')
+        elif scale != (1.0, 1.0):
             width, height = (
                 math.ceil(side / by)
-                for side, by in zip(reversed(logits.shape[-2:]), scale)
+                for side, by in zip(reversed(values.shape[-2:]), scale)
             )
-            logits = F.interpolate(logits, size=(height, width), mode='bilinear')
-        probabilities = logits[0, :, : size[0], : size[1]].sigmoid()
-        return probabilities > self.description.mask_threshold
+            values = F.interpolate(values, size=(height, width), mode='bilinear')
+        values = values[0, :, : size[0], : size[1]]
+        if told.mask_values == 'logits':
+            values = values.sigmoid()
+        return values > told.mask_threshold
 
 
 def _read_program(path: Path) -> tuple[Callable[[Tensor], Any], str]:

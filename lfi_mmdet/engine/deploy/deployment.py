@@ -152,12 +152,13 @@ def pipeline_facts(cfg: Config) -> dict[str, Any]:
 def detection_limits(detector: BaseDetector) -> dict[str, Any]:
     """From which score on, and how many detections there are, for ``compare``."""
     model: Any = detector
-    part = getattr(model, 'roi_head', None) or model.bbox_head
-    cfg = part.test_cfg
-    limits = dict(score_thr=cfg.get('score_thr', 0.0))
-    if cfg.get('max_per_img', -1) > 0:
-        limits['max_per_img'] = cfg.max_per_img
-    return limits
+    parts = ('roi_head', 'panoptic_fusion_head', 'mask_head', 'bbox_head')
+    found = (getattr(model, name, None) for name in parts)
+    cfg = next(part for part in found if part is not None).test_cfg
+    # of SOLOv2, what Matrix NMS leaves has to exceed another threshold
+    limits = dict(score_thr=cfg.get('filter_thr', cfg.get('score_thr', 0.0)))
+    most = cfg.get('max_per_img', cfg.get('max_per_image', -1))
+    return {**limits, 'max_per_img': most} if most > 0 else limits
 
 
 def _steps(cfg: Config, *names: str) -> list[Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmdet.models.dense_heads import RTMDetInsHead
+from mmdet.models.dense_heads import RTMDetInsHead, SOLOV2Head
 from mmdet.models.detectors import BaseDetector
 from torch.export import ExportedProgram
 
@@ -41,10 +41,15 @@ class Description:
         shape: Height and width of the image it takes, in pixels.
         pad: Value that fills the rest of a smaller image, one per channel.
         classes: Names of the classes, by label.
-        masks: ``'box'`` for probabilities within each box, ``'image'`` for logits on
-            a grid over the image, None without masks.
+        masks: ``'box'`` for probabilities within each box, ``'image'`` for a grid over
+            the image, None without masks.
         mask_stride: Pixels per cell of that grid.
+        mask_values: ``'probabilities'``, or ``'logits'`` to be resized as they are.
+        mask_cut: Whether the padding is cut off ``'before'`` or ``'after'`` a grid is
+            resized to the size of the image.
         mask_threshold: Probability from which a pixel belongs to the object.
+        boxes: ``'head'``; ``'masks'`` if they are those around the masks, and
+            ``'none'`` if all are zeros.
         keep_ratio: Whether an image is resized in its ratio, and the rest padded.
     """
 
@@ -53,7 +58,10 @@ class Description:
     classes: tuple[str, ...] = ()
     masks: str | None = None
     mask_stride: int = 1
+    mask_values: str = 'probabilities'
+    mask_cut: str = 'after'
     mask_threshold: float = 0.5
+    boxes: str = 'head'
     keep_ratio: bool = True
 
     @classmethod
@@ -86,24 +94,46 @@ def describe(
             ``data_preprocessor`` does.
         keep_ratio: Whether its pipeline keeps the ratio of an image.
     """
-    model: Any = detector
-    masks, stride, threshold = None, 1, 0.5
-    head = getattr(model, 'bbox_head', None)
-    if isinstance(head, RTMDetInsHead):
-        masks, stride = 'image', head.prior_generator.strides[0][0]
-        threshold = head.test_cfg.mask_thr_binary
-    elif getattr(model, 'with_mask', False):
-        masks = 'box'
-        threshold = model.roi_head.test_cfg.mask_thr_binary
     return Description(
         shape=shape,
-        pad=tuple(pad) if pad is not None else _padding(model.data_preprocessor),
+        pad=tuple(pad) if pad is not None else _padding(detector.data_preprocessor),
         classes=tuple(classes),
-        masks=masks,
-        mask_stride=stride,
-        mask_threshold=threshold,
         keep_ratio=keep_ratio,
+        **_masks(detector),
     )
+
+
+def _masks(detector: BaseDetector) -> dict[str, Any]:
+    """What there is to say about masks, for :class:`Description`."""
+    model: Any = detector
+    head = getattr(model, 'bbox_head', None)
+    if isinstance(head, RTMDetInsHead):
+        return dict(
+            masks='image',
+            mask_stride=head.prior_generator.strides[0][0],
+            mask_values='logits',
+            mask_threshold=head.test_cfg.mask_thr_binary,
+        )
+    if hasattr(model, 'panoptic_head'):
+        decoder = model.panoptic_head.pixel_decoder
+        return dict(
+            masks='image',
+            mask_stride=getattr(decoder, 'strides', [4])[0],
+            mask_values='logits',
+            mask_cut='before',
+            boxes='masks',
+        )
+    if isinstance(getattr(model, 'mask_head', None), SOLOV2Head):
+        return dict(
+            masks='image',
+            mask_stride=model.mask_head.mask_stride,
+            mask_cut='before',
+            mask_threshold=model.mask_head.test_cfg.mask_thr,
+            boxes='none',
+        )
+    if not getattr(model, 'with_mask', False):
+        return {}
+    return dict(masks='box', mask_threshold=model.roi_head.test_cfg.mask_thr_binary)
 
 
 def _padding(preprocessor: Any) -> tuple[float, ...]:

@@ -91,7 +91,7 @@ def filter_scores_and_topk(
         Scores, labels and indices of the places, (K,) each, and ``results`` at them.
     """
     num_classes = scores.shape[1]
-    flat = _above(scores.reshape(-1), score_thr)
+    flat = above(scores.reshape(-1), score_thr)
     number = len(flat) if topk <= 0 else min(topk, len(flat))
     top, indices = torch.topk(flat, number)
     keep = torch.div(indices, num_classes, rounding_mode='floor')
@@ -133,7 +133,7 @@ def multiclass_nms(
     """
     number, num_classes = multi_scores.shape[0], multi_scores.shape[1] - 1
     boxes = multi_bboxes.view(number, -1, box_dim).expand(number, num_classes, box_dim)
-    scores = _above(multi_scores[:, :-1], score_thr)
+    scores = above(multi_scores[:, :-1], score_thr)
     scores = torch.where((boxes != 0).any(dim=2), scores, torch.zeros_like(scores))
     most = max_candidates or (MANY_CANDIDATES if score_thr < _LOW else MAX_CANDIDATES)
     scores, indices = torch.topk(scores.reshape(-1), min(most, number * num_classes))
@@ -165,5 +165,6 @@ def best_of_head(results: InstanceData, cfg: Any) -> tuple[Tensor, Tensor]:
     return best(results.bboxes, scores, groups, cfg.nms, cfg.max_per_img)
 
 
-def _above(scores: Tensor, threshold: float) -> Tensor:
+def above(scores: Tensor, threshold: float) -> Tensor:
+    """Scores, those up to a threshold as 0."""
     return torch.where(scores > threshold, scores, torch.zeros_like(scores))

@@ -7,6 +7,8 @@ from typing import Any
 from mmdet.structures import DetDataSample
 from torch import Tensor, nn
 
+from .known_sizes import KnownSizes
+
 #: Results of a detector, in the order of the graph's outputs
 OUTPUTS = ('bboxes', 'scores', 'labels', 'masks')
 
@@ -50,9 +52,12 @@ class DetectorGraph(nn.Module):
             )
         )
         predict: Any = self.detector.predict
-        results = predict(
-            normalized(image, self.detector.data_preprocessor), [sample], rescale=False
-        )
+        with KnownSizes():
+            results = predict(
+                normalized(image, self.detector.data_preprocessor),
+                [sample],
+                rescale=False,
+            )
         found = results[0].pred_instances
         return tuple(found[name] for name in OUTPUTS if name in found)
 

@@ -11,14 +11,15 @@ from unittest import mock
 
 import torch
 from mmcv.ops import RoIAlign
-from mmdet.models.dense_heads import RTMDetInsHead
+from mmdet.models.dense_heads import MaskFormerHead, RTMDetInsHead, SOLOV2Head
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+from mmdet.models.seg_heads.panoptic_fusion_heads import MaskFormerFusionHead
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from . import fixed_shapes
+from . import fixed_masks, fixed_shapes
 
 
 @contextmanager
@@ -32,7 +33,8 @@ def shapes_fixed(
 
     Args:
         detector: Changed for the time of the context only.
-        max_candidates: See :func:`~.fixed_shapes.multiclass_nms`.
+        max_candidates: See :func:`~.fixed_shapes.multiclass_nms` and
+            :func:`~.fixed_masks.grid_masks`.
     """
     replacements = dict(
         filter_scores_and_topk=fixed_shapes.filter_scores_and_topk,
@@ -46,7 +48,9 @@ def shapes_fixed(
             for module in _modules_with(name):
                 stack.enter_context(mock.patch.object(module, name, replacement))
         for part in detector.modules():
-            for attribute, value in _replacements(part, part is rpn_head):
+            for attribute, value in _replacements(
+                part, part is rpn_head, max_candidates
+            ):
                 stack.enter_context(mock.patch.object(part, attribute, value))
         yield
 
@@ -60,10 +64,14 @@ def _modules_with(function: str) -> list[Any]:
     ]
 
 
-def _replacements(part: nn.Module, proposes: bool) -> Iterator[tuple[str, Any]]:
+def _replacements(
+    part: nn.Module, proposes: bool, max_candidates: int | None
+) -> Iterator[tuple[str, Any]]:
     """Names of what to replace in a module, and what replaces it."""
     if isinstance(part, RTMDetInsHead):
         yield '_bbox_mask_post_process', partial(_dense_masks, part)
+    elif isinstance(part, MaskFormerHead):  # a BaseDenseHead as well
+        yield 'predict', partial(_query_logits, part)
     elif isinstance(part, BaseDenseHead):
         yield '_bbox_post_process', partial(_dense_boxes, proposes)
     elif isinstance(part, SingleRoIExtractor):
@@ -73,6 +81,10 @@ def _replacements(part: nn.Module, proposes: bool) -> Iterator[tuple[str, Any]]:
         yield 'use_torchvision', True
     elif isinstance(part, FCNMaskHead):
         yield 'predict_by_feat', partial(_roi_masks, part)
+    elif isinstance(part, SOLOV2Head):
+        yield '_predict_by_feat_single', partial(_grid_masks, part, max_candidates)
+    elif isinstance(part, MaskFormerFusionHead):
+        yield 'predict', partial(_query_masks, part)
 
 
 def _dense_boxes(
@@ -145,3 +157,57 @@ def _roi_masks(
             rows = torch.arange(len(masks), device=masks.device)
             results.masks = masks[rows, results.labels]
     return results_list
+
+
+def _grid_masks(
+    head: SOLOV2Head,
+    max_candidates: int | None,
+    kernels: Tensor,
+    scores: Tensor,
+    features: Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> InstanceData:
+    strides = torch.cat(
+        [
+            scores.new_full((number * number,), float(stride))
+            for number, stride in zip(head.num_grids, head.strides, strict=True)
+        ]
+    )
+    return fixed_masks.grid_masks(
+        kernels,
+        scores,
+        features,
+        strides,
+        head.dynamic_conv_size,
+        head.test_cfg,
+        max_candidates or fixed_masks.MAX_MASKS,
+    )
+
+
+def _query_logits(
+    head: MaskFormerHead, feats: tuple[Tensor, ...], samples: list[Any]
+) -> tuple[Tensor, Tensor]:
+    """Leave masks as large as the features."""
+    logits, masks = head(feats, samples)
+    return logits[-1], masks[-1]
+
+
+def _query_masks(
+    head: MaskFormerFusionHead,
+    logits: Tensor,
+    masks: Tensor,
+    samples: list[Any],
+    **kwargs: Any,
+) -> list[dict[str, InstanceData]]:
+    found = [
+        fixed_masks.query_masks(
+            of_image,
+            masks_of_image,
+            sample.batch_input_shape,
+            head.num_things_classes,
+            head.test_cfg.get('max_per_image', 100),
+        )
+        for of_image, masks_of_image, sample in zip(logits, masks, samples, strict=True)
+    ]
+    return [dict(ins_results=instances) for instances in found]

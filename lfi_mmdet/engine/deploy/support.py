@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmdet.models.dense_heads import RPNHead, RTMDetInsHead
+from mmdet.models.dense_heads import (
+    DETRHead,
+    MaskFormerHead,
+    RPNHead,
+    RTMDetInsHead,
+    SOLOV2Head,
+)
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
-from mmdet.models.detectors import BaseDetector, DetectionTransformer, MaskFormer
+from mmdet.models.detectors import BaseDetector
 from mmdet.models.detectors.single_stage_instance_seg import (
     SingleStageInstanceSegmentor,
 )
 from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+from mmdet.models.seg_heads.panoptic_fusion_heads import MaskFormerFusionHead
 
 from lfi_mmdet.engine.preflight import InputError
 
 from .fixed_shapes import check_nms
 
-#: mmdet's prediction of these reads shapes or numbers of objects from tensors
-_DEPEND_ON_VALUES = (DetectionTransformer, MaskFormer, SingleStageInstanceSegmentor)
+_FUSION = ('predict', 'instance_postprocess')
 _POST_PROCESS = (BaseDenseHead._bbox_post_process, RPNHead._bbox_post_process)
 
 
@@ -28,8 +34,9 @@ def refusal(detector: BaseDetector, why: str) -> InputError:
     return InputError(
         f'model.type={type(detector).__name__} cannot be exported: {why}. Those can '
         'whose prediction has the same steps for every image: Faster, Mask and Cascade '
-        'R-CNN, RTMDet-Ins, and RetinaNet, FCOS and others of one stage that use the '
-        'post-processing of BaseDenseHead'
+        'R-CNN, RetinaNet, FCOS and others of one stage with the post-processing of '
+        'BaseDenseHead, RTMDet-Ins, SOLOv2, DINO and others with that of DETRHead, and '
+        'Mask2Former for instances'
     )
 
 
@@ -42,15 +49,17 @@ def check_supported(detector: BaseDetector) -> None:
     Raises:
         InputError: If it would not; the message names the part.
     """
-    if isinstance(detector, _DEPEND_ON_VALUES):
-        raise refusal(detector, 'mmdet reads shapes or numbers of objects from tensors')
     model: Any = detector
+    if isinstance(detector, SingleStageInstanceSegmentor):
+        _check_mask_head(detector, model.mask_head)
+    if hasattr(model, 'panoptic_head'):
+        _check_panoptic_heads(detector)
     for name in ('rpn_head', 'bbox_head'):
         head = getattr(model, name, None)
         if head is None or isinstance(head, RTMDetInsHead):
             continue
-        kind = type(head).__name__
-        if getattr(type(head), '_bbox_post_process', None) not in _POST_PROCESS:
+        if not _known_post_processing(type(head)):
+            kind = type(head).__name__
             raise refusal(detector, f'{name}.type={kind} has its own post-processing')
     roi_head = getattr(model, 'roi_head', None)
     if roi_head is not None:
@@ -66,6 +75,41 @@ def check_supported(detector: BaseDetector) -> None:
                 check_nms(cfg.nms, f'model.{key}.nms')
             except ValueError as error:
                 raise InputError(str(error)) from error
+
+
+def _known_post_processing(kind: type) -> bool:
+    if issubclass(kind, DETRHead):
+        name = '_predict_by_feat_single'
+        return getattr(kind, name) is getattr(DETRHead, name)
+    return getattr(kind, '_bbox_post_process', None) in _POST_PROCESS
+
+
+def _check_mask_head(detector: BaseDetector, head: Any) -> None:
+    name = '_predict_by_feat_single'
+    if getattr(type(head), name, None) is not getattr(SOLOV2Head, name):
+        kind = type(head).__name__
+        raise refusal(detector, f'mask_head.type={kind} predicts in a way of its own')
+
+
+def _check_panoptic_heads(detector: BaseDetector) -> None:
+    model: Any = detector
+    for name, known, methods in (
+        ('panoptic_head', MaskFormerHead, ['predict']),
+        ('panoptic_fusion_head', MaskFormerFusionHead, _FUSION),
+    ):
+        kind = type(getattr(model, name))
+        for method in methods:
+            if getattr(kind, method, None) is not getattr(known, method):
+                raise refusal(
+                    detector, f'{name}.type={kind.__name__} has its own {method}'
+                )
+    cfg = model.panoptic_fusion_head.test_cfg
+    if cfg.get('panoptic_on', True) or not cfg.get('instance_on', False):
+        raise refusal(
+            detector,
+            'model.test_cfg has to say panoptic_on=False, instance_on=True: a '
+            'segmentation of everything has no fixed number of parts',
+        )
 
 
 def _check_roi_head(detector: BaseDetector, roi_head: Any) -> None:
