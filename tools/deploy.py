@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> Deployment:
         '--max-candidates',
         type=int,
         help='pairs of box and class that reach the NMS of a second stage; default: '
-        '4096, or 32768 if score_thr is below 0.01',
+        '4096, or 32768 if score_thr is below 0.01; of SOLOv2, pairs of place and '
+        'class that get a mask, 1000',
     )
     parser.add_argument('--force', action='store_true', help='replace a file')
     parser.add_argument(
