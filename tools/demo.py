@@ -136,8 +136,17 @@ def length(iters: int | None) -> list[str]:
 
 
 def checkpoint(work_dir: Path) -> str:
-    """The last checkpoint of a training."""
-    return (work_dir / 'last_checkpoint').read_text().strip()
+    """The last checkpoint of a training, as a tool is to be told it."""
+    return of_root((work_dir / 'last_checkpoint').read_text().strip())
+
+
+def of_root(path: Path | str) -> str:
+    """A place as the tools see it, which run in the root of the checkout.
+
+    Configs hold it, and are to name no place of this machine.
+    """
+    path = Path(path)
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -159,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     out = args.out.resolve()
     logs = out / 'logs'
     logs.mkdir(parents=True, exist_ok=True)
-    data = out / 'scenes'
+    data = of_root(out / 'scenes')
     common = [f'train_dataloader.dataset.data_root={data}/', *OPTIONS]
     options = [
         *common,
@@ -173,15 +182,15 @@ def main(argv: list[str] | None = None) -> int:
         shutil.rmtree(out / name, ignore_errors=True)
         run(
             f'{step} {Path(config).stem}', logs / f'{name}.log',
-            'tools/train.py', config, '--work-dir', str(out / name), '--cfg-options',
-            'default_hooks.progress.type=ProgressBarHook', *given,
+            'tools/train.py', config, '--work-dir', of_root(out / name),
+            '--cfg-options', 'default_hooks.progress.type=ProgressBarHook', *given,
         )  # fmt: skip
 
     try:
         run(
             f'1/6 draw {args.train} + {args.val} scenes and {SCENES["unlabeled"]} '
             'without labels', logs / 'scenes.log',
-            'tools/make_shapes.py', str(data), '--train', str(args.train),
+            'tools/make_shapes.py', data, '--train', str(args.train),
             '--val', str(args.val), *scenes, '--workers', '2',
             '--overwrite', '--preview', '12',
         )  # fmt: skip
@@ -199,14 +208,14 @@ def main(argv: list[str] | None = None) -> int:
         run(
             '5/6 look at the queries', logs / 'interactions.log',
             'tools/analyze_interactions.py', START, checkpoint(out / 'lfi'),
-            '--out-dir', str(out), '--pictures', '3', '--detections', '4',
+            '--out-dir', of_root(out), '--pictures', '3', '--detections', '4',
             '--cfg-options', *options,
         )  # fmt: skip
         costs = out / 'costs.json'
         run(
             '6/6 count parameters', logs / 'costs.log',
             'tools/benchmark.py', TWIN, START, '--measure', 'parameters',
-            '--shape', str(SIDE), str(SIDE), '--out', str(costs),
+            '--shape', str(SIDE), str(SIDE), '--out', of_root(costs),
         )  # fmt: skip
         models = json.loads(costs.read_text())['models']
         rows = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from torch import Tensor
 
 from lfi_mmdet.compat.checkpoints import load_checkpoint
@@ -18,6 +20,7 @@ from lfi_mmdet.version import __version__
 
 from .digest import file_digest
 from .export import DISTILLER, META, choose_weights
+from .inference import without_teacher
 from .preflight import InputError, check_checkpoint
 from .student_config import config_of_checkpoint
 
@@ -62,7 +65,9 @@ def publish_model(
     """Strip a checkpoint of everything of the training, and name it by its digest.
 
     The optimizer, second copies of the weights, message hubs and the distiller go; the
-    queries stay. For a student without them, see :func:`export_student`.
+    queries stay. For a student without them, see :func:`export_student`. The config
+    beside the weights is that of the training; the one within them has no teacher, so
+    that ``DetInferencer`` needs none.
 
     Args:
         checkpoint: File, as a training writes it, which holds its config.
@@ -107,7 +112,7 @@ def publish_model(
     if fp16:
         weights = {key: _half(key, value) for key, value in weights.items()}
     kept = {key: meta[key] for key in META if key in meta}
-    kept.update(cfg=text, lfi_mmdet_version=__version__)
+    kept.update(cfg=_config_to_predict(cfg), lfi_mmdet_version=__version__)
 
     folder = Path(folder)
     aside = folder / f'.{name}.{os.getpid()}'
@@ -143,6 +148,15 @@ def publish_model(
         if folder.is_dir():
             aside.unlink(missing_ok=True)
     return told
+
+
+def _config_to_predict(cfg: Config) -> str:
+    cfg = copy.deepcopy(cfg)
+    without_teacher(cfg)
+    for part in (cfg.model.get('backbone'), cfg.model.get('detector')):
+        if isinstance(part, dict) and 'init_cfg' in part:
+            part['init_cfg'] = None
+    return cfg.pretty_text
 
 
 def _read_metrics(path: str | Path) -> dict[str, float]:

@@ -3,8 +3,10 @@
 import hashlib
 import json
 
+import numpy as np
 import pytest
 import torch
+from mmdet.apis import DetInferencer
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
@@ -57,6 +59,18 @@ def test_weights_are_named_by_their_digest_and_hold_nothing_of_the_training(
     assert record['command'] == 'train tiny.py' and record['iter'] == 2
     assert record['averaged'] and record['versions']['torch'] == torch.__version__
     assert (tmp_path / 'zoo' / 'tiny.log.json').read_text() == log.read_text()
+
+
+def test_published_weights_predict_without_a_teacher(tool, trained, tmp_path):
+    told = tool('publish_model', trained, tmp_path / 'zoo', 'tiny')
+    assert Config.fromfile(told.config).model.teacher is not None
+    inferencer = DetInferencer(weights=str(told.weights), device='cpu', palette='coco')
+    assert inferencer.model.teacher is inferencer.model.distiller is None
+    found = inferencer(np.zeros((64, 64, 3), np.uint8), no_save_vis=True)
+    assert set(found['predictions'][0]) >= {'labels', 'scores', 'bboxes', 'masks'}
+    before = torch.load(trained, weights_only=False)['state_dict']
+    after = inferencer.model.state_dict()
+    assert after and all(torch.equal(after[name], before[name]) for name in after)
 
 
 def test_last_weights_are_taken_if_asked_for(tool, trained, tmp_path):

@@ -312,6 +312,24 @@ def test_a_config_that_names_what_it_does_not_have_is_one_message(refusal, tmp_p
     assert 'bad.py cannot be read: NameError' in refusal('train', 'bad.py')
 
 
+def test_two_packages_that_register_the_same_name_are_one_message(
+    refusal, tmp_path, monkeypatch
+):
+    (tmp_path / 'package_of_another.py').write_text(
+        'from mmdet.registry import MODELS\n'
+        "MODELS.register_module(name='InteractionViT', module=dict)\n"
+    )
+    (tmp_path / 'both.py').write_text(
+        "custom_imports = dict(imports=['lfi_mmdet', 'package_of_another'])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    message = refusal('train', 'both.py')
+    assert re.search(
+        r'both.py cannot be read.*InteractionViT is already registered.* at lfi_mmdet',
+        message,
+    )
+
+
 def test_a_truncated_checkpoint_is_not_resumed(refusal, config, tmp_path):
     (tmp_path / 'cut.pth').write_bytes(b'PK\x03\x04 and no more')
     message = refusal('train', config, '--resume', 'cut.pth')
