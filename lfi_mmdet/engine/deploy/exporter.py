@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import io
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
@@ -245,14 +246,21 @@ def write_program(
 
 def _write_onnx(program: ExportedProgram, out: Path, description: Description) -> None:
     outputs = OUTPUTS if description.masks else OUTPUTS[:-1]
-    # the exporter takes parts of the program for itself
-    written = torch.onnx.export(
-        copy.copy(program),
-        dynamo=True,
-        verbose=False,
-        input_names=['image'],
-        output_names=list(outputs),
-    )
+    logger = logging.getLogger('onnxscript')
+    level = logger.level
+    # it has a line for each of many operators that could not be made simpler
+    logger.setLevel(logging.ERROR)
+    try:
+        # the exporter takes parts of the program for itself
+        written = torch.onnx.export(
+            copy.copy(program),
+            dynamo=True,
+            verbose=False,
+            input_names=['image'],
+            output_names=list(outputs),
+        )
+    finally:
+        logger.setLevel(level)
     assert written is not None
     written.model.metadata_props[DESCRIPTION] = description.text()
     written.save(out)
