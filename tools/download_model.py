@@ -9,9 +9,16 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from lfi_mmdet.engine.model_zoo import fetch, find_model, read_index
+from lfi_mmdet.engine.model_zoo import ZooModel, fetch, find_model, read_index
 from lfi_mmdet.engine.plain_errors import plain_errors
 from lfi_mmdet.shipped import shipped_root
+
+
+def config_of(model: ZooModel) -> Path:
+    """The config that a model was trained by, or ours of its name."""
+    assert model.weights is not None
+    beside = (shipped_root() / model.weights).parent / f'{model.name}.py'
+    return beside if beside.is_file() else shipped_root() / model.config
 
 
 def main(argv: Sequence[str] | None = None) -> Path | None:
@@ -30,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
             return None
         model = find_model(args.name, models)
         path = fetch(model, args.out)
-    print(f'{path}: verified\n{shipped_root() / model.config}: its config')
+    print(f'{path}: verified\n{config_of(model)}: its config')
     return path
 
 

@@ -11,6 +11,9 @@ from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from mmengine.utils import get_installed_path, is_installed
+
+from lfi_mmdet.shipped import shipped_root
 
 from .distributed import LAUNCHERS
 from .option_values import parse_option_value
@@ -95,13 +98,20 @@ def load_config(args: argparse.Namespace) -> Config:
 def read_config(path: str, options: dict[str, Any] | None = None) -> Config:
     """Read a config and merge ``--cfg-options`` into it.
 
+    Args:
+        path: File, or one of a package as in ``_base_``, such as
+            ``mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py``; ours have the prefix
+            ``lfi_mmdet::``.
+        options: To merge.
+
     Raises:
         InputError: See :func:`load_config`.
     """
-    if not os.path.isfile(path):
-        raise InputError(f'config {path}: no such file{_neighbours(path)}')
+    file = config_of_package(*path.split('::', 1)) if '::' in path else path
+    if not os.path.isfile(file):
+        raise InputError(f'config {path}: no such file{_neighbours(file)}')
     try:
-        cfg = Config.fromfile(path)
+        cfg = Config.fromfile(file)
     except (OSError, SyntaxError, NameError, TypeError, KeyError) as error:
         raise InputError(
             f'config {path} cannot be read: {type(error).__name__}: {error}'
@@ -113,6 +123,27 @@ def read_config(path: str, options: dict[str, Any] | None = None) -> Config:
             f'--cfg-options {options} do not fit {path}: {error}'
         ) from error
     return cfg
+
+
+def config_of_package(package: str, name: str) -> str:
+    """Where a config of an installed package is.
+
+    Args:
+        package: Such as ``mmdet``.
+        name: Path below its ``configs``.
+
+    Raises:
+        InputError: If the package is not installed or has no configs.
+    """
+    if package == 'lfi_mmdet':
+        folder = str(shipped_root())
+    elif is_installed(package):
+        folder = os.path.join(get_installed_path(package), '.mim')
+    else:
+        raise InputError(f'config {package}::{name}: {package} is not installed')
+    if not os.path.isdir(folder):
+        raise InputError(f'config {package}::{name}: {package} has no configs')
+    return os.path.join(folder, 'configs', name)
 
 
 def process_number(launcher: str) -> int:
