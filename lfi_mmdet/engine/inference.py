@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from copy import deepcopy
+from typing import Any
 
 from mmdet.evaluation import DumpDetResults
 from mmdet.models import DetTTAModel
@@ -22,6 +24,28 @@ def without_teacher(cfg: Config) -> None:
     for part in ('teacher', 'distiller'):
         if part in cfg.model:
             cfg.model[part] = None
+
+
+def forget_weights(cfg: Any, keys: Sequence[str]) -> None:
+    """Set the settings that name a file of weights to None, in all of a config.
+
+    Args:
+        cfg: Config, changed in place.
+        keys: ``'init_cfg'`` where it loads a checkpoint, and others.
+    """
+    if isinstance(cfg, list | tuple):
+        for value in cfg:
+            forget_weights(value, keys)
+    if not isinstance(cfg, dict):
+        return
+    for key, value in cfg.items():
+        loads = key != 'init_cfg' or (
+            isinstance(value, dict) and value.get('type') == 'Pretrained'
+        )
+        if key in keys and loads:
+            cfg[key] = None
+        else:
+            forget_weights(value, keys)
 
 
 def show_predictions(

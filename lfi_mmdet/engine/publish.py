@@ -20,10 +20,12 @@ from lfi_mmdet.version import __version__
 
 from .digest import file_digest
 from .export import DISTILLER, META, choose_weights
-from .inference import without_teacher
+from .inference import forget_weights, without_teacher
 from .preflight import InputError, check_checkpoint
 from .student_config import config_of_checkpoint
 
+#: Where published weights have the config of their training
+TRAINING_CFG = 'training_cfg'
 #: Settings of one run on one machine
 _OF_A_RUN = ('launcher', 'load_from', 'resume', 'work_dir')
 
@@ -100,7 +102,8 @@ def publish_model(
         raise InputError(str(error)) from error
     state, averaged = choose_weights(content, checkpoint, ema)
     meta = content.get('meta') or {}
-    cfg = config_of_checkpoint(meta.get('cfg'), checkpoint)
+    # of what was published before, that of its training
+    cfg = config_of_checkpoint(meta.get(TRAINING_CFG, meta.get('cfg')), checkpoint)
     for setting in _OF_A_RUN:
         cfg.pop(setting, None)
     text = cfg.pretty_text
@@ -113,6 +116,7 @@ def publish_model(
         weights = {key: _half(key, value) for key, value in weights.items()}
     kept = {key: meta[key] for key in META if key in meta}
     kept.update(cfg=_config_to_predict(cfg), lfi_mmdet_version=__version__)
+    kept[TRAINING_CFG] = text
 
     folder = Path(folder)
     aside = folder / f'.{name}.{os.getpid()}'
@@ -151,11 +155,10 @@ def publish_model(
 
 
 def _config_to_predict(cfg: Config) -> str:
+    """A config that needs no file besides the weights."""
     cfg = copy.deepcopy(cfg)
     without_teacher(cfg)
-    for part in (cfg.model.get('backbone'), cfg.model.get('detector')):
-        if isinstance(part, dict) and 'init_cfg' in part:
-            part['init_cfg'] = None
+    forget_weights(cfg.model, ('init_cfg', 'text_embeddings'))
     return cfg.pretty_text
 
 

@@ -10,7 +10,7 @@ from mmengine.config import Config
 
 from lfi_mmdet.datasets.target_store import inner_teacher
 from lfi_mmdet.engine.command_line import read_config
-from lfi_mmdet.engine.inference import without_teacher
+from lfi_mmdet.engine.inference import forget_weights, without_teacher
 from lfi_mmdet.engine.option_values import parse_option_value
 from lfi_mmdet.engine.preflight import InputError
 
@@ -144,25 +144,3 @@ class Variant:
             # what is cached is asked itself, or written into a store of its own
             cfg.model.teacher = inner_teacher(teacher)
         return cfg
-
-
-def forget_weights(cfg: Any, keys: Sequence[str]) -> None:
-    """Set the settings that name a file of weights to None, in all of a config.
-
-    Args:
-        cfg: Config, changed in place.
-        keys: ``'init_cfg'`` where it loads a checkpoint, and others.
-    """
-    if isinstance(cfg, list | tuple):
-        for value in cfg:
-            forget_weights(value, keys)
-    if not isinstance(cfg, dict):
-        return
-    for key, value in cfg.items():
-        loads = key != 'init_cfg' or (
-            isinstance(value, dict) and value.get('type') == 'Pretrained'
-        )
-        if key in keys and loads:
-            cfg[key] = None
-        else:
-            forget_weights(value, keys)

@@ -1,8 +1,12 @@
 """Masks of a recorded graph are chosen as mmdet chooses them."""
 
+import contextlib
+
 import pytest
 import torch
+from mmdet.models.dense_heads import SOLOV2Head
 from mmdet.models.layers import mask_matrix_nms
+from mmdet.models.seg_heads.panoptic_fusion_heads import MaskFormerFusionHead
 from mmdet.structures.mask import mask2bbox
 from mmengine.config import ConfigDict
 
@@ -70,6 +74,76 @@ def test_empty_masks_of_a_grid_rank_last_and_take_nothing_from_others():
     assert coarse.scores.tolist() == [0, 0, 0]
 
 
+@pytest.fixture(scope='module')
+def solo():
+    """A head of two levels, and what it predicts by."""
+    head = SOLOV2Head(
+        num_classes=2, in_channels=4, feat_channels=4, stacked_convs=1,
+        strides=[4, 8], scale_ranges=((1, 64), (32, 128)), num_grids=[4, 2],
+        mask_feature_head=ConfigDict(
+            in_channels=4, feat_channels=4, out_channels=3, start_level=0, end_level=1,
+            mask_stride=4,
+        ),
+        loss_mask=dict(type='DiceLoss', use_sigmoid=True),
+        loss_cls=dict(type='FocalLoss', use_sigmoid=True),
+        norm_cfg=dict(type='GN', num_groups=2),
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(1, 3, 12, 16, generator=generator)
+    features = torch.nn.functional.avg_pool2d(features, 3, 1, 1) * 9
+    kernels = torch.randn(20, 3, generator=generator) * 2
+    # several places see the same small thing
+    kernels[8:12] = torch.tensor([3.0, 3.0, 3.0])
+    kernels[13] = kernels[14]
+    scores = torch.rand(20, 2, generator=generator)
+    return head, kernels, scores, features
+
+
+@pytest.mark.parametrize('max_per_img', [5, -1])
+@pytest.mark.parametrize('nms_pre', [10, -1])
+@pytest.mark.parametrize('filter_thr', [0.05, -1])
+@pytest.mark.parametrize('kernel', ['gaussian', 'linear'])
+def test_masks_of_a_grid_are_those_of_mmdet(
+    solo, kernel, filter_thr, nms_pre, max_per_img
+):
+    head, kernels, scores, features = solo
+    cfg = ConfigDict(score_thr=0.2, mask_thr=0.5, filter_thr=filter_thr, kernel=kernel,
+                     sigma=2.0, nms_pre=nms_pre, max_per_img=max_per_img)  # fmt: skip
+    meta = dict(img_shape=(48, 64), ori_shape=(48, 64))
+    expected = head._predict_by_feat_single(
+        kernels, scores.clone(), features, meta, cfg
+    )
+    strides = torch.tensor([4.0] * 16 + [8.0] * 4)
+    found = grid_masks(kernels, scores, features, strides, 1, cfg)
+    found = found[found.scores > 0]
+    expected = expected[expected.scores > 0]
+    assert 2 <= len(expected) < 40
+    torch.testing.assert_close(found.scores, expected.scores)
+    assert torch.equal(found.labels, expected.labels)
+    full = torch.nn.functional.interpolate(found.masks[None], (48, 64), mode='bilinear')
+    assert torch.equal(full[0] > 0.5, expected.masks)
+
+
+def test_masks_of_queries_are_those_of_mmdet():
+    head = MaskFormerFusionHead(
+        num_things_classes=2, num_stuff_classes=1, test_cfg=ConfigDict(max_per_image=9)
+    )
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(7, 4, generator=generator) * 3
+    masks = torch.randn(7, 6, 8, generator=generator)
+    masks[2] = -1  # of no pixel
+    full = torch.nn.functional.interpolate(masks[None], (24, 32), mode='bilinear')[0]
+    expected = head.instance_postprocess(logits, full)
+    expected = expected[expected.scores.argsort(descending=True)]
+    found = query_masks(logits, masks, (24, 32), num_things=2, max_num=9)
+    number = len(expected)
+    assert 3 < number < 9
+    torch.testing.assert_close(found.scores[:number], expected.scores)
+    assert torch.equal(found.labels[:number], expected.labels)
+    assert torch.equal(found.bboxes[:number], expected.bboxes)
+    assert (found.scores[number:] == 0).all()
+
+
 def test_parts_that_are_no_things_do_not_count():
     logits = torch.tensor([[4.0, 0, 0, 0], [0, 0, 3.0, 0]])
     masks = torch.full((2, 4, 4), 2.0)
@@ -77,6 +151,46 @@ def test_parts_that_are_no_things_do_not_count():
     expected = float(logits[0].softmax(0)[0] * torch.tensor(2.0).sigmoid())
     assert found.scores.tolist() == [pytest.approx(expected), 0]
     assert found.labels[0] == 0 and found.bboxes[0].tolist() == [0, 0, 16, 16]
+
+
+@pytest.mark.parametrize('known', [True, False])
+def test_a_known_tensor_is_recorded_as_it_is_at_the_time(known):
+    class Module(torch.nn.Module):
+        def forward(self, image):
+            with KnownSizes() if known else contextlib.nullcontext():
+                size = known_size(image)
+                sum_before = image.flatten()[:2] + size
+                size.mul_(10)
+                return sum_before
+
+    def known_size(image):
+        if known:
+            return torch._shape_as_tensor(image)[2:].float()
+        return torch.tensor([4.0, 6.0])
+
+    image = torch.zeros(1, 1, 4, 6)
+    program = torch.export.export(Module(), (image,), strict=False)
+    assert program.module()(image).tolist() == [4, 6]
+
+
+@pytest.mark.parametrize(
+    'write',
+    [
+        lambda size, image: size.add_(image.sum()),
+        lambda size, image: size.__setitem__(0, image.sum()),
+        lambda size, image: torch.add(size, image.sum(), out=size),
+    ],
+)
+def test_nothing_of_the_picture_is_written_into_a_known_tensor(write):
+    class Module(torch.nn.Module):
+        def forward(self, image):
+            with KnownSizes():
+                size = torch._shape_as_tensor(image)[2:].float()
+                write(size, image)
+                return size * 2
+
+    with pytest.raises(ValueError, match='writes what follows from the picture'):
+        torch.export.export(Module(), (torch.ones(1, 1, 4, 6),), strict=False)
 
 
 class SizesInTensors(torch.nn.Module):

@@ -2,9 +2,9 @@
 
 import pytest
 
+from lfi_mmdet.engine.inference import forget_weights
 from lfi_mmdet.engine.preflight import InputError
 from lfi_mmdet.evaluation import Variant
-from lfi_mmdet.evaluation.variants import forget_weights
 
 DEFAULT = dict(config='lfi.py', measures=('parameters', 'inference'))
 

@@ -73,6 +73,28 @@ def test_published_weights_predict_without_a_teacher(tool, trained, tmp_path):
     assert after and all(torch.equal(after[name], before[name]) for name in after)
 
 
+def test_what_is_published_again_keeps_the_config_of_its_training(
+    tool, trained, tmp_path
+):
+    first = tool('publish_model', trained, tmp_path / 'a', 'tiny')
+    again = tool('publish_model', first.weights, tmp_path / 'b', 'tiny', '--fp16')
+    assert again.config.read_text() == first.config.read_text()
+    assert Config.fromfile(again.config).model.teacher is not None
+
+
+def test_the_config_to_predict_names_no_file(tool, trained, tmp_path):
+    content = torch.load(trained, weights_only=False)
+    cfg = Config.fromstring(content['meta']['cfg'], '.py')
+    there = dict(type='Pretrained', checkpoint='/mine/weights.pth')
+    cfg.model.backbone.init_cfg = cfg.model.neck.init_cfg = there
+    cfg.model.backbone.text_embeddings = '/mine/texts.pt'
+    content['meta']['cfg'] = cfg.pretty_text
+    torch.save(content, 'b.pth')
+    told = tool('publish_model', 'b.pth', tmp_path / 'zoo', 'tiny')
+    meta = torch.load(told.weights, weights_only=True)['meta']
+    assert '/mine/' in meta['training_cfg'] and '/mine/' not in meta['cfg']
+
+
 def test_last_weights_are_taken_if_asked_for(tool, trained, tmp_path):
     told = tool('publish_model', trained, tmp_path, 'last', '--no-ema')
     key = 'backbone.queries'

@@ -18,7 +18,7 @@ from torch import Tensor
 from lfi_mmdet.engine.preflight import InputError
 
 from .exporter import DESCRIPTION, FORMATS, Description
-from .fixed_masks import boxes_of_masks
+from .fixed_masks import boxes_of_masks, maskness
 from .graph import OUTPUTS
 
 
@@ -78,11 +78,13 @@ class DeployedDetector:
             # a mask is that of the whole box, into the padding
             result.masks = self._box_masks(result.masks, result.bboxes, size)
         elif self.description.masks == 'image':
-            result.masks = self._image_masks(result.masks, scale, size)
-        if self.description.boxes == 'masks':
-            result.bboxes = boxes_of_masks(result.masks)
+            self._add_image_masks(result, scale, size)
         limits = torch.tensor([size[1], size[0]] * 2, dtype=result.bboxes.dtype)
         result.bboxes = torch.minimum(result.bboxes.clamp(min=0), limits)
+        if self.description.boxes == 'masks':
+            # some lay in the padding
+            order = result.scores.argsort(descending=True, stable=True)
+            result = result[order[result.scores[order] > 0]]
         return result
 
     def _fit(self, image: np.ndarray) -> tuple[Tensor, tuple[float, float]]:
@@ -115,32 +117,44 @@ class DeployedDetector:
             )
         return pasted
 
-    def _image_masks(
-        self, masks: Tensor, scale: tuple[float, float], size: tuple[int, int]
-    ) -> Tensor:
+    def _add_image_masks(
+        self, result: InstanceData, scale: tuple[float, float], size: tuple[int, int]
+    ) -> None:
+        """Bring masks to the size of the image, and with them what follows from them.
+
+        Args:
+            result: Detections with grids as masks; is changed.
+            scale: Of width and height.
+            size: Height and width of the image.
+        """
         told = self.description
-        if not len(masks):
-            return torch.zeros(0, *size, dtype=torch.bool)
-        values = F.interpolate(
-            masks[None], scale_factor=told.mask_stride, mode='bilinear'
-        )
+        if not len(result):
+            result.masks = torch.zeros(0, *size, dtype=torch.bool)
+            return
+        padded = _resized(result.masks, told.mask_shape)
         if told.mask_cut == 'before':
+            height, width = (round(side * by) for side, by in zip(size, scale[::-1]))
+            values = _resized(padded[:, :height, :width], size)
+        else:
             height, width = (
-                round(side * by) for side, by in zip(size, reversed(scale))
+                math.ceil(side / by) for side, by in zip(told.mask_shape, scale[::-1])
             )
-            values = values[:, :, :height, :width]
-            if scale != (1.0, 1.0):
-                values = F.interpolate(values, size=size, mode='bilinear')
-        elif scale != (1.0, 1.0):
-            width, height = (
-                math.ceil(side / by)
-                for side, by in zip(reversed(values.shape[-2:]), scale)
-            )
-            values = F.interpolate(values, size=(height, width), mode='bilinear')
-        values = values[0, :, : size[0], : size[1]]
+            values = _resized(padded, (height, width))[:, : size[0], : size[1]]
+        if told.boxes == 'masks':
+            # the graph has seen the padding, and another size
+            result.scores = result.scores * maskness(values) / maskness(padded)
         if told.mask_values == 'logits':
             values = values.sigmoid()
-        return values > told.mask_threshold
+        result.masks = values > told.mask_threshold
+        if told.boxes == 'masks':
+            result.bboxes = boxes_of_masks(result.masks)
+
+
+def _resized(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (N, h, w) bilinearly."""
+    if values.shape[-2:] == size:
+        return values
+    return F.interpolate(values[None], size=size, mode='bilinear')[0]
 
 
 def _read_program(path: Path) -> tuple[Callable[[Tensor], Any], str]:

@@ -80,6 +80,8 @@ def deploy(
     check_format(out)
     if out.exists() and not force:
         raise InputError(f'{out} exists; choose another name, or add --force')
+    if max_candidates is not None and max_candidates < 1:
+        raise InputError(f'--max-candidates {max_candidates}: has to be at least 1')
     height, width = shape or tested_shape(cfg)
     if height < 1 or width < 1:
         raise InputError(f'--shape {height} {width} is no size of an image')

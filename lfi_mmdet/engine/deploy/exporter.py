@@ -8,9 +8,9 @@ import io
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +44,15 @@ class Description:
         classes: Names of the classes, by label.
         masks: ``'box'`` for probabilities within each box, ``'image'`` for a grid over
             the image, None without masks.
-        mask_stride: Pixels per cell of that grid.
+        mask_shape: Height and width that this grid is to be enlarged to first, in
+            pixels of the padded image.
         mask_values: ``'probabilities'``, or ``'logits'`` to be resized as they are.
         mask_cut: Whether the padding is cut off ``'before'`` or ``'after'`` a grid is
             resized to the size of the image.
         mask_threshold: Probability from which a pixel belongs to the object.
-        boxes: ``'head'``; ``'masks'`` if they are those around the masks, and
-            ``'none'`` if all are zeros.
+        boxes: ``'head'``; ``'masks'`` if they are those around the masks, and a score
+            has the mean probability of its mask as a factor; ``'none'`` if all are
+            zeros.
         keep_ratio: Whether an image is resized in its ratio, and the rest padded.
     """
 
@@ -58,7 +60,7 @@ class Description:
     pad: tuple[float, ...]
     classes: tuple[str, ...] = ()
     masks: str | None = None
-    mask_stride: int = 1
+    mask_shape: tuple[int, int] = (1, 1)
     mask_values: str = 'probabilities'
     mask_cut: str = 'after'
     mask_threshold: float = 0.5
@@ -67,9 +69,19 @@ class Description:
 
     @classmethod
     def from_text(cls, text: str) -> Description:
-        """Read what :meth:`text` wrote."""
+        """Read what :meth:`text` wrote.
+
+        Raises:
+            ValueError: If another version wrote it, whose entries are others.
+        """
         entries = json.loads(text)
-        for name in ('shape', 'pad', 'classes'):
+        known = {field.name for field in fields(cls)}
+        if set(entries) != known:
+            raise ValueError(
+                f'another version of lfi_mmdet wrote it, as {set(entries) ^ known} '
+                'differ; deploy it again'
+            )
+        for name in ('shape', 'pad', 'classes', 'mask_shape'):
             entries[name] = tuple(entries[name])
         return cls(**entries)
 
@@ -100,26 +112,25 @@ def describe(
         pad=tuple(pad) if pad is not None else _padding(detector.data_preprocessor),
         classes=tuple(classes),
         keep_ratio=keep_ratio,
-        **_masks(detector),
+        **_masks(detector, shape),
     )
 
 
-def _masks(detector: BaseDetector) -> dict[str, Any]:
+def _masks(detector: BaseDetector, shape: tuple[int, int]) -> dict[str, Any]:
     """What there is to say about masks, for :class:`Description`."""
     model: Any = detector
     head = getattr(model, 'bbox_head', None)
     if isinstance(head, RTMDetInsHead):
         return dict(
             masks='image',
-            mask_stride=head.prior_generator.strides[0][0],
+            mask_shape=_multiple(shape, head.prior_generator.strides[0][0]),
             mask_values='logits',
             mask_threshold=head.test_cfg.mask_thr_binary,
         )
     if hasattr(model, 'panoptic_head'):
-        decoder = model.panoptic_head.pixel_decoder
         return dict(
             masks='image',
-            mask_stride=getattr(decoder, 'strides', [4])[0],
+            mask_shape=shape,
             mask_values='logits',
             mask_cut='before',
             boxes='masks',
@@ -127,7 +138,7 @@ def _masks(detector: BaseDetector) -> dict[str, Any]:
     if isinstance(getattr(model, 'mask_head', None), SOLOV2Head):
         return dict(
             masks='image',
-            mask_stride=model.mask_head.mask_stride,
+            mask_shape=_multiple(shape, model.mask_head.mask_stride),
             mask_cut='before',
             mask_threshold=model.mask_head.test_cfg.mask_thr,
             boxes='none',
@@ -135,6 +146,11 @@ def _masks(detector: BaseDetector) -> dict[str, Any]:
     if not getattr(model, 'with_mask', False):
         return {}
     return dict(masks='box', mask_threshold=model.roi_head.test_cfg.mask_thr_binary)
+
+
+def _multiple(shape: tuple[int, int], stride: int) -> tuple[int, int]:
+    height, width = (-(-side // stride) * stride for side in shape)
+    return height, width
 
 
 def _padding(preprocessor: Any) -> tuple[float, ...]:
@@ -172,7 +188,8 @@ def export_program(
     quiet = redirect_stderr(io.StringIO())
     try:
         with torch.no_grad(), shapes_fixed(detector, max_candidates), quiet:
-            return torch.export.export(graph, (image,), strict=False)
+            with errors_only('torch'):
+                return torch.export.export(graph, (image,), strict=False)
     except Exception as error:  # torch.export has no class of its own for them
         reason = ''.join(str(error).strip().splitlines()[:1])
         raise refusal(detector, f'torch.export says: {reason}') from error
@@ -246,11 +263,8 @@ def write_program(
 
 def _write_onnx(program: ExportedProgram, out: Path, description: Description) -> None:
     outputs = OUTPUTS if description.masks else OUTPUTS[:-1]
-    logger = logging.getLogger('onnxscript')
-    level = logger.level
     # it has a line for each of many operators that could not be made simpler
-    logger.setLevel(logging.ERROR)
-    try:
+    with errors_only('onnxscript'):
         # the exporter takes parts of the program for itself
         written = torch.onnx.export(
             copy.copy(program),
@@ -259,8 +273,18 @@ def _write_onnx(program: ExportedProgram, out: Path, description: Description) -
             input_names=['image'],
             output_names=list(outputs),
         )
-    finally:
-        logger.setLevel(level)
     assert written is not None
     written.model.metadata_props[DESCRIPTION] = description.text()
     written.save(out)
+
+
+@contextmanager
+def errors_only(package: str) -> Iterator[None]:
+    """Keep the loggers of a package quiet about less than errors."""
+    logger = logging.getLogger(package)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -38,6 +38,20 @@ def boxes_of_masks(masks: Tensor) -> Tensor:
     return torch.where(boxes[:, 2:3] > 0, boxes, torch.zeros_like(boxes))
 
 
+def maskness(logits: Tensor) -> Tensor:
+    """Mean probability of the pixels of each mask, a factor of its score.
+
+    Args:
+        logits: (N, H, W).
+
+    Returns:
+        (N,); 0 for empty masks.
+    """
+    masks = logits > 0
+    total = (logits.sigmoid() * masks).sum(dim=(1, 2))
+    return total / (masks.sum(dim=(1, 2)) + 1e-6)
+
+
 def query_masks(
     logits: Tensor,
     mask_logits: Tensor,
@@ -65,8 +79,7 @@ def query_masks(
     chosen = mask_logits[torch.div(indices, num_classes, rounding_mode='floor')]
     full = F.interpolate(chosen[None], size=shape, mode='bilinear')[0]
     masks = full > 0
-    area = masks.sum(dim=(1, 2))
-    scores = scores * (full.sigmoid() * masks).sum(dim=(1, 2)) / (area + 1e-6)
+    scores = scores * maskness(full)
     scores = torch.where(labels < num_things, scores, torch.zeros_like(scores))
     top, order = torch.topk(scores, max_num)
     return InstanceData(
@@ -112,23 +125,28 @@ def grid_masks(
     probabilities = F.conv2d(features, chosen)[0].sigmoid()
     masks = (probabilities > cfg.mask_thr).to(probabilities)
     area = masks.sum(dim=(1, 2))
-    maskness = (probabilities * masks).sum(dim=(1, 2)) / area.clamp(min=1)
+    mean = (probabilities * masks).sum(dim=(1, 2)) / area.clamp(min=1)
     counts = area > strides[places]
-    top = torch.where(counts, top * maskness, torch.zeros_like(top))
-    limit = cfg.nms_pre if cfg.nms_pre > 0 else len(top)
-    top, order = torch.topk(top, min(limit, len(top)))
-    masks, area, labels = masks[order].flatten(1), area[order], labels[order]
+    top = torch.where(counts, top * mean, torch.zeros_like(top))
+    top, order = torch.topk(top, _limit(cfg.nms_pre, len(top)))
+    # what does not count is to overlap nothing, itself neither
+    alive = top > 0
+    masks, area = masks[order].flatten(1) * alive[:, None], area[order] * alive
+    labels = labels[order]
     top = top * matrix_decay(masks, area, labels, cfg.kernel, cfg.sigma)
     if cfg.filter_thr > 0:
         top = torch.where(top >= cfg.filter_thr, top, torch.zeros_like(top))
-    limit = cfg.max_per_img if cfg.max_per_img > 0 else len(top)
-    top, kept = torch.topk(top, min(limit, len(top)))
+    top, kept = torch.topk(top, _limit(cfg.max_per_img, len(top)))
     return InstanceData(
         bboxes=top.new_zeros(len(top), 4),
         scores=top,
         labels=labels[kept],
         masks=probabilities[order[kept]],
     )
+
+
+def _limit(number: int, most: int) -> int:
+    return min(number, most) if number > 0 else most
 
 
 def matrix_decay(

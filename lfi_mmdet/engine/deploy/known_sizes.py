@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._mode_utils import no_dispatch
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 
 class KnownSizes(TorchFunctionMode):
@@ -34,8 +34,34 @@ class KnownSizes(TorchFunctionMode):
             with no_dispatch():
                 return torch.tensor(list(args[0].shape))
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        unknown = any(isinstance(x, (FakeTensor, torch.nn.Parameter)) for x in tensors)
-        if not tensors or unknown:
+        known = [_is_known(x) for x in tensors]
+        if not any(known):
             return func(*args, **kwargs)
-        with no_dispatch():
-            return func(*args, **kwargs)
+        if all(known):
+            with no_dispatch():
+                return func(*args, **kwargs)
+        if _writes(func, kwargs) and _is_known(kwargs.get('out', tensors[0])):
+            raise ValueError(
+                f'{func.__name__} writes what follows from the picture into a tensor '
+                'that follows from its size'
+            )
+        # a graph holds the tensor itself, and has to hold it as it is now
+        args, kwargs = tree_map_only(_is_known, _copied, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def _is_known(value: Any) -> bool:
+    return isinstance(value, Tensor) and not isinstance(
+        value, (FakeTensor, torch.nn.Parameter)
+    )
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    with no_dispatch():
+        return tensor.clone()
+
+
+def _writes(func: Callable, kwargs: dict[str, Any]) -> bool:
+    name = getattr(func, '__name__', '')
+    in_place = name.endswith('_') and not name.endswith('__')
+    return in_place or name == '__setitem__' or kwargs.get('out') is not None

@@ -61,6 +61,11 @@ def check_supported(detector: BaseDetector) -> None:
         if not _known_post_processing(type(head)):
             kind = type(head).__name__
             raise refusal(detector, f'{name}.type={kind} has its own post-processing')
+        if isinstance(head, DETRHead):
+            queries = model.num_queries
+            pairs = head.num_classes if head.loss_cls.use_sigmoid else 1
+            number = head.test_cfg.get('max_per_img', queries)
+            _check_number('max_per_img', number, queries * pairs)
     roi_head = getattr(model, 'roi_head', None)
     if roi_head is not None:
         _check_roi_head(detector, roi_head)
@@ -84,6 +89,14 @@ def _known_post_processing(kind: type) -> bool:
     return getattr(kind, '_bbox_post_process', None) in _POST_PROCESS
 
 
+def _check_number(name: str, number: int, most: int) -> None:
+    if not 0 < number <= most:
+        raise InputError(
+            f'model.test_cfg.{name}={number}: of so many queries and classes there are '
+            f'1 to {most} detections'
+        )
+
+
 def _check_mask_head(detector: BaseDetector, head: Any) -> None:
     name = '_predict_by_feat_single'
     if getattr(type(head), name, None) is not getattr(SOLOV2Head, name):
@@ -104,12 +117,24 @@ def _check_panoptic_heads(detector: BaseDetector) -> None:
                     detector, f'{name}.type={kind.__name__} has its own {method}'
                 )
     cfg = model.panoptic_fusion_head.test_cfg
-    if cfg.get('panoptic_on', True) or not cfg.get('instance_on', False):
+    asked = {
+        name: cfg.get(name, default)
+        for name, default in (
+            ('panoptic_on', True), ('semantic_on', False), ('instance_on', False)
+        )
+    }  # fmt: skip
+    if asked != dict(panoptic_on=False, semantic_on=False, instance_on=True):
         raise refusal(
             detector,
-            'model.test_cfg has to say panoptic_on=False, instance_on=True: a '
-            'segmentation of everything has no fixed number of parts',
+            f'model.test_cfg says {asked}, and only instances have a graph: '
+            'panoptic_on=False, semantic_on=False, instance_on=True',
         )
+    head = model.panoptic_head
+    _check_number(
+        'max_per_image',
+        cfg.get('max_per_image', 100),
+        head.num_queries * model.panoptic_fusion_head.num_classes,
+    )
 
 
 def _check_roi_head(detector: BaseDetector, roi_head: Any) -> None:
