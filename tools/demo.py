@@ -170,12 +170,14 @@ def main(argv: list[str] | None = None) -> int:
     logs.mkdir(parents=True, exist_ok=True)
     data = of_root(out / 'scenes')
     common = [f'train_dataloader.dataset.data_root={data}/', *OPTIONS]
-    options = [
-        *common,
-        f'val_dataloader.dataset.data_root={data}/',
-        f'val_dataloader.dataset.pipeline.1.scale=({SIDE},{SIDE})',
-        f'val_evaluator.ann_file={data}/annotations/instances_val.json',
-    ]
+    # for tests too, which whoever takes the model later reads
+    options = [*common]
+    for part in ('val', 'test'):
+        options += [
+            f'{part}_dataloader.dataset.data_root={data}/',
+            f'{part}_dataloader.dataset.pipeline.1.scale=({SIDE},{SIDE})',
+            f'{part}_evaluator.ann_file={data}/annotations/instances_val.json',
+        ]
     scenes = [f'--{k.replace("_", "-")}={value}' for k, value in SCENES.items()]
 
     def train(step: str, name: str, config: str, *given: str) -> None:

@@ -205,6 +205,53 @@ def costs(result: dict) -> str:
     )
 
 
+def variants(result: dict) -> str:
+    """What LFI costs in a detector for which no bars were set, by variant."""
+    models = {model['name']: model for model in result['models']}
+    twin = models.pop('twin')
+    names = ('inference', 'train_step', 'train_memory')
+    lines = [
+        '| variant | parameters | inference | training step | training memory |',
+        '|---|---|---|---|---|',
+        '| twin | '
+        + ' | '.join(
+            [
+                f'{twin["parameters"]["total"] / 1e6:.1f} M',
+                f'{1e3 * twin["inference"]["seconds"]["median"]:.0f} ms',
+                f'{1e3 * twin["train_step"]["seconds"]["median"]:.0f} ms',
+                f'{twin["train_memory"]["bytes"]["median"] / 2**20:.0f} MiB',
+            ]
+        )
+        + ' |',
+    ]
+    for name, model in models.items():
+        cells = [name, '-']
+        if 'parameters' in model:
+            base = twin['parameters']['total']
+            more, kept = (
+                (model['parameters'][key] - base) / 1e6 for key in ('total', 'exported')
+            )
+            cells[1] = f'+{more:.2f} M; exported +{kept:.2f} M'
+        for measure in names:
+            pair = model.get(measure, {}).get('ratio')
+            cells.append(
+                f'{pair["median"]:.3f}x ({pair["low"]:.3f}-{pair["high"]:.3f})'
+                if pair
+                else '-'
+            )
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    height, width = result['shape']
+    command = 'python tools/' + shlex.join(result['command'])
+    return '\n'.join(
+        [
+            *lines,
+            '',
+            f'Images of {height}x{width} pixels, {result["repeat"]} turns; '
+            f'`{command}`, {machine(result)}.',
+        ]
+    )
+
+
 def study(report: dict) -> str:
     """What a study asked, what it found, and the command that repeats it."""
     lines = [bars_table(report['bars'])] if report['bars'] else []
@@ -233,6 +280,32 @@ def main_table(report: dict) -> str:
     )
 
 
+def published(records: dict[str, dict]) -> str:
+    """What is in ``configs/lfi/published``, and what it reaches."""
+    lines = [
+        '| model | weights, config | MiB | box mAP | mask mAP |',
+        '|---|---|---|---|---|',
+    ]
+    runs = []
+    for name, record in records.items():
+        scores = record['metrics']
+        cells = [
+            f'`{name}`',
+            f'[weights](published/{record["file"]}), [config](published/{name}.py)',
+            f'{record["bytes"] / 2**20:.1f}',
+            *(f'{100 * scores[f"coco/{kind}_mAP"]:.1f}' for kind in ('bbox', 'segm')),
+        ]
+        lines.append('| ' + ' | '.join(cells) + ' |')
+        versions = ', '.join(
+            f'{key} {value}' for key, value in record['versions'].items()
+        )
+        runs.append(
+            f'- `{name}`: `{record["command"]}`, {record["iter"]} iterations, '
+            f'{record["machine"]["cpu"]}; {versions}.'
+        )
+    return '\n'.join([*lines, '', *runs])
+
+
 #: Name of a block, the file it is made of, or a pattern for several, and how
 Blocks = dict[str, tuple[str, Callable[[dict], str]]]
 
@@ -256,6 +329,10 @@ DOCUMENTS: dict[str, Blocks] = {
         doses=('doses/*.json', doses),
         photos=('photos/report.json', study),
     ),
+    'docs/any_detector.md': dict(costs=('benchmark_r50.json', variants)),
+    'configs/lfi/README.md': dict(
+        published=('../../configs/lfi/published/*.json', published),
+    ),
 }
 
 #: The tools that measure
@@ -265,6 +342,7 @@ HOW = dict(
     gate='tools/check_teacher.py',
     gates='tools/check_teacher.py',
     doses='tools/report.py and tools/check_teacher.py',
+    published='tools/publish_model.py',
 )
 
 

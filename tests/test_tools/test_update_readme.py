@@ -244,6 +244,33 @@ def test_gains_stand_beside_the_quality_of_the_teacher(results):
         update_readme.fill(RESULTS_TEXT, results, 'docs/results/README.md')
 
 
+def test_costs_without_bars_stand_by_variant(results):
+    (results / 'benchmark_r50.json').write_text(
+        (results / 'benchmark.json').read_text()
+    )
+    text = update_readme.fill(
+        '<!-- costs:start --><!-- costs:end -->', results, 'docs/any_detector.md'
+    )
+    assert '| twin | 1.0 M | 100 ms | 1000 ms | 2048 MiB |' in text
+    assert (
+        '| feedback | +0.02 M; exported +0.02 M | 1.050x (1.040-1.060) | - | - |'
+        in text
+    )
+    assert '| cached | - | - | 1.120x (1.110-1.130) | 1.100x (1.090-1.110) |' in text
+
+
+def test_published_models_stand_with_their_results_and_commands(results):
+    record = dict(
+        file='a-12345678.pth', bytes=5 * 2**20, iter=400, command='make demo',
+        metrics={'coco/bbox_mAP': 0.1234, 'coco/segm_mAP': 0.2},
+        versions=dict(torch='2'), machine=dict(cpu='a processor'),
+    )  # fmt: skip
+    text = update_readme.published(dict(a=record))
+    row = '| `a` | [weights](published/a-12345678.pth), [config](published/a.py) |'
+    assert f'{row} 5.0 | 12.3 | 20.0 |' in text
+    assert '`make demo`, 400 iterations, a processor; torch 2.' in text
+
+
 def test_a_study_that_was_not_run_is_named(results):
     (results / 'confirm' / 'report.json').unlink()
     with pytest.raises(FileNotFoundError, match='confirm.*see tools/report'):
