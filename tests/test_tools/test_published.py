@@ -1,6 +1,7 @@
 """Models that are published in the repository."""
 
 import json
+import re
 
 import cv2
 import numpy as np
@@ -67,6 +68,12 @@ def test_configs_name_no_place_of_a_machine(model):
     for text in (path.read_text(), content['meta']['cfg']):
         assert "'/" not in text and '"/' not in text
         assert Config.fromstring(text, '.py').model.type.endswith('MaskRCNN')
+
+
+def test_the_example_loads_weights_that_there_are():
+    text = (shipped_root() / 'configs/lfi/README.md').read_text()
+    (name,) = re.findall(r"'checkpoints/(\S+\.pth)'", text)
+    assert (shipped_root() / 'configs/lfi/published' / name).is_file()
 
 
 @pytest.fixture(scope='module')
