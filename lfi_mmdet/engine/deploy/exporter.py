@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass, fields
@@ -185,10 +186,10 @@ def export_program(
     graph = DetectorGraph(detector, shape).eval()
     image = torch.zeros(1, 3, *shape)
     # torch prints the graph so far if it fails
-    quiet = redirect_stderr(io.StringIO())
+    silent = redirect_stderr(io.StringIO())
     try:
-        with torch.no_grad(), shapes_fixed(detector, max_candidates), quiet:
-            with errors_only('torch'):
+        with torch.no_grad(), shapes_fixed(detector, max_candidates):
+            with libraries_quiet(), silent:
                 return torch.export.export(graph, (image,), strict=False)
     except Exception as error:  # torch.export has no class of its own for them
         reason = ''.join(str(error).strip().splitlines()[:1])
@@ -263,8 +264,7 @@ def write_program(
 
 def _write_onnx(program: ExportedProgram, out: Path, description: Description) -> None:
     outputs = OUTPUTS if description.masks else OUTPUTS[:-1]
-    # it has a line for each of many operators that could not be made simpler
-    with errors_only('onnxscript'):
+    with libraries_quiet():
         # the exporter takes parts of the program for itself
         written = torch.onnx.export(
             copy.copy(program),
@@ -279,12 +279,16 @@ def _write_onnx(program: ExportedProgram, out: Path, description: Description) -
 
 
 @contextmanager
-def errors_only(package: str) -> Iterator[None]:
-    """Keep the loggers of a package quiet about less than errors."""
-    logger = logging.getLogger(package)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def libraries_quiet() -> Iterator[None]:
+    """Keep to errors what has a line for each of many operators."""
+    loggers = [logging.getLogger(name) for name in ('torch', 'onnxscript', 'onnx_ir')]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)

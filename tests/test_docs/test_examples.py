@@ -1,0 +1,33 @@
+"""Examples in the documents."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = {
+    f'{path.relative_to(ROOT)}-{number}': block
+    for path in (
+        ROOT / 'README.md',
+        *ROOT.glob('docs/*.md'),
+        *ROOT.glob('configs/*/*.md'),
+    )
+    for number, block in enumerate(
+        re.findall(r'```python\n(.*?)```', path.read_text(), re.DOTALL)
+    )
+}
+
+
+@pytest.mark.parametrize('name', EXAMPLES)
+def test_an_example_is_python(name):
+    compile(EXAMPLES[name], name, 'exec')
+
+
+@pytest.mark.parametrize('name', EXAMPLES)
+def test_who_takes_models_of_mmdet_imports_this_package_first(name):
+    """Without compiled ops of mmcv, mmdet cannot be imported before."""
+    theirs = re.search(r'^from mmdet\.(apis|models)', EXAMPLES[name], re.MULTILINE)
+    if theirs is None:
+        pytest.skip('takes none')
+    assert 'import lfi_mmdet' in EXAMPLES[name][: theirs.start()]
