@@ -283,15 +283,18 @@ def main_table(report: dict) -> str:
 def published(records: dict[str, dict]) -> str:
     """What is in ``configs/lfi/published``, and what it reaches."""
     lines = [
-        '| model | weights, config | MiB | box mAP | mask mAP |',
+        '| model | weights, config, log | MiB | box mAP | mask mAP |',
         '|---|---|---|---|---|',
     ]
     runs = []
     for name, record in records.items():
+        if name.endswith('.log'):
+            continue
         scores = record['metrics']
         cells = [
             f'`{name}`',
-            f'[weights](published/{record["file"]}), [config](published/{name}.py)',
+            f'[weights](published/{record["file"]}), [config](published/{name}.py), '
+            f'[log](published/{name}.log.json)',
             f'{record["bytes"] / 2**20:.1f}',
             *(f'{100 * scores[f"coco/{kind}_mAP"]:.1f}' for kind in ('bbox', 'segm')),
         ]
