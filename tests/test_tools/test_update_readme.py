@@ -265,7 +265,7 @@ def test_published_models_stand_with_their_results_and_commands(results):
         metrics={'coco/bbox_mAP': 0.1234, 'coco/segm_mAP': 0.2},
         versions=dict(torch='2'), machine=dict(cpu='a processor'),
     )  # fmt: skip
-    text = update_readme.published({'a': record, 'a.log': {}})
+    text = update_readme.published(dict(a=record))
     row = '| `a` | [weights](published/a-12345678.pth), [config](published/a.py), '
     assert f'{row}[log](published/a.log.json) | 5.0 | 12.3 | 20.0 |' in text
     assert '`make demo`, 400 iterations, a processor; torch 2.' in text
