@@ -32,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     with plain_errors():
         models = read_index()
         if args.name is None:
-            for model in models.values():
-                print(f'{model.name}: {model.weights or "not run yet"}')
+            for model in sorted(models.values(), key=lambda model: not model.weights):
+                print(f'{model.name}: {model.weights or "no weights published"}')
             return None
         model = find_model(args.name, models)
         path = fetch(model, args.out)

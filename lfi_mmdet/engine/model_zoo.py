@@ -84,16 +84,19 @@ def find_model(name: str, models: dict[str, ZooModel]) -> ZooModel:
     """An entry that has weights.
 
     Raises:
-        InputError: If there is none of this name, or it has not been trained.
+        InputError: If there is none of this name, or it has no weights.
     """
     trained = sorted(model.name for model in models.values() if model.weights)
     if name not in models:
         close = difflib.get_close_matches(name, models, 3, 0.5)
         hint = f'; did you mean {" or ".join(close)}?' if close else ''
-        raise InputError(f'no model {name!r} in the index{hint}')
+        raise InputError(
+            f'no model {name!r} in the index{hint}; there are weights of: '
+            f'{", ".join(trained) or "none yet"}'
+        )
     if models[name].weights is None:
         raise InputError(
-            f'{name} has not been run, so there are no weights; of these there are: '
+            f'no weights of {name} are published; of these there are: '
             f'{", ".join(trained) or "none yet"}'
         )
     return models[name]

@@ -137,7 +137,7 @@ def publish_model(
         _check_free(told, folder, name, force)
         record = dict(
             name=name, file=told.weights.name, sha256=digest, bytes=size,
-            precision='float16' if fp16 else 'as trained',
+            precision='float16' if _is_half(weights) else 'as trained',
             averaged=averaged, iter=meta.get('iter'), epoch=meta.get('epoch'),
             **(dict(metrics=scores) if scores else {}), **(facts or {}),
         )  # fmt: skip
@@ -178,6 +178,11 @@ def _read_metrics(path: str | Path) -> dict[str, float]:
             'writes such a file below its --work-dir'
         )
     return numbers
+
+
+def _is_half(weights: dict[str, Tensor]) -> bool:
+    numbers = [value for value in weights.values() if value.is_floating_point()]
+    return all(value.dtype == torch.float16 for value in numbers)
 
 
 def _half(name: str, value: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Examples in the documents."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -35,3 +36,13 @@ TAKES_MODELS = {
 def test_who_takes_models_of_mmdet_imports_this_package_first(name):
     """Without compiled ops of mmcv, mmdet cannot be imported before."""
     assert 'import lfi_mmdet' in EXAMPLES[name][: TAKES_MODELS[name]]
+
+
+@pytest.mark.parametrize('name', TAKES_MODELS)
+def test_calls_of_mmdet_name_their_device(name):
+    """The third argument of ``init_detector`` is a palette."""
+    for node in ast.walk(ast.parse(EXAMPLES[name])):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if node.func.id in ('init_detector', 'DetInferencer'):
+                assert len(node.args) <= 2
+                assert 'device' in {keyword.arg for keyword in node.keywords}

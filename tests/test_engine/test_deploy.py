@@ -314,6 +314,29 @@ def test_a_mask_of_a_box_that_reaches_into_the_padding_is_not_squeezed(tmp_path)
     assert (columns.min(), columns.max()) == (60, 99)
 
 
+def test_what_lies_in_the_padding_as_a_whole_is_left_out():
+    deployed = DeployedDetector.__new__(DeployedDetector)
+    deployed.description = Description(shape=(100, 200), pad=(0,) * 3, masks='box')
+    boxes = [[110.0, 20, 180, 60], [60, 20, 90, 60], [120, 0, 150, 100]]
+    answer = [
+        torch.tensor(boxes),
+        torch.ones(3),
+        torch.arange(3),
+        torch.ones(3, 28, 28),
+    ]
+    deployed._run = lambda pixels: answer
+    found = deployed(np.zeros((200, 200, 3), np.uint8))
+    assert found.labels.tolist() == [1] and found.masks.shape == (1, 200, 200)
+    # of another ratio, the padding is below
+    answer[0] = torch.tensor([[0.0, 70, 90, 95], [60, 20, 90, 55], [0, 51, 200, 60]])
+    found = deployed(np.zeros((50, 200, 3), np.uint8))
+    assert found.labels.tolist() == [1]
+    # without padding, boxes at the edge stay, as in mmdet
+    answer[0] = torch.tensor([[200.0, 70, 200, 95], [60, 20, 90, 60], [0, 100, 9, 100]])
+    found = deployed(np.zeros((100, 200, 3), np.uint8))
+    assert found.labels.tolist() == [0, 1, 2]
+
+
 def test_width_and_height_have_the_scale_that_rounding_left_them():
     deployed = DeployedDetector.__new__(DeployedDetector)
     deployed.description = Description(shape=(96, 160), pad=(0,) * 3)

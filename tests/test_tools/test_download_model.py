@@ -146,7 +146,7 @@ def test_bad_indices_and_names_are_named(tmp_path):
     index = read_index(zoo(tmp_path / 'b', 'x.pth'))
     with pytest.raises(InputError, match="no model 'smal' in the index; did you mean"):
         find_model('smal', index)
-    with pytest.raises(InputError, match='large has not been run.* there are: small'):
+    with pytest.raises(InputError, match='no weights of large .* there are: small'):
         find_model('large', index)
 
 
@@ -154,12 +154,14 @@ def test_the_tool_lists_our_models(tool, capsys, monkeypatch, tmp_path):
     tool('download_model')
     shown = capsys.readouterr().out
     assert len(shown.splitlines()) == len(read_index())
-    assert 'mask-rcnn_vit-s_lfi_coco: not run yet' in shown
+    assert 'mask-rcnn_vit-s_lfi_coco: no weights published' in shown
+    first = shown.splitlines()[0]
+    assert first.endswith('.pth'), 'those that there are come first'
     root = zoo(tmp_path / 'index', 'zoo/small.pth')
     (root / 'zoo' / 'small.pth').write_bytes(WEIGHTS)
     monkeypatch.setattr(model_zoo, 'shipped_root', lambda: root)
     tool('download_model', 'small', '--out', 'here')
     assert 'small.pth: verified' in capsys.readouterr().out
-    with pytest.raises(SystemExit, match='large has not been run'):
+    with pytest.raises(SystemExit, match='no weights of large'):
         tool('download_model', 'large')
     assert shipped_root() != root

@@ -51,6 +51,13 @@ def test_the_shipped_model_reads_its_vocabulary_beside_its_configuration():
     assert len(tokenizer.encode('crescent')) == 1
 
 
+def test_the_shipped_model_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = 'configs/teachers/coca_shapes.json'
+    load_open_clip('coca_shapes', model_configs=config)
+    assert load_tokenizer('coca_shapes', model_configs=config).vocab_size > 0
+
+
 def test_a_vocabulary_that_is_missing_is_named(tmp_path):
     config = json.loads((ROOT / 'configs/teachers/coca_shapes.json').read_text())
     (tmp_path / 'coca_wordless.json').write_text(json.dumps(config))

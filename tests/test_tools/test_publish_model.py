@@ -80,6 +80,8 @@ def test_what_is_published_again_keeps_the_config_of_its_training(
     again = tool('publish_model', first.weights, tmp_path / 'b', 'tiny', '--fp16')
     assert again.config.read_text() == first.config.read_text()
     assert Config.fromfile(again.config).model.teacher is not None
+    third = tool('publish_model', again.weights, tmp_path / 'c', 'tiny')
+    assert json.loads(third.record.read_text())['precision'] == 'float16'
 
 
 def test_the_config_to_predict_names_no_file(tool, trained, tmp_path):

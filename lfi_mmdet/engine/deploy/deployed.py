@@ -72,6 +72,8 @@ class DeployedDetector:
         kept = found['scores'] > 0
         result = InstanceData(**{name: value[kept] for name, value in found.items()})
         size = image.shape[:2]
+        if self.description.boxes == 'head':
+            result = result[self._in_image(result.bboxes, scale, size)]
         # of width and height, which are rounded each for itself
         result.bboxes = result.bboxes / torch.tensor([*scale, *scale])
         if self.description.masks == 'box':
@@ -107,6 +109,17 @@ class DeployedDetector:
             np.ascontiguousarray(image.transpose(2, 0, 1))
         )
         return pixels[None], scale
+
+    def _in_image(
+        self, boxes: Tensor, scale: tuple[float, float], size: tuple[int, int]
+    ) -> Tensor:
+        """Which boxes of the graph (N, 4) do not lie in the padding as a whole."""
+        inside = torch.ones(len(boxes), dtype=torch.bool)
+        for axis, padded in enumerate(reversed(self.description.shape)):
+            end = round(size[1 - axis] * scale[axis])
+            if end < padded:
+                inside &= boxes[:, axis] < end
+        return inside
 
     def _box_masks(self, masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
         pasted = torch.zeros(len(masks), *size, dtype=torch.bool)

@@ -178,7 +178,7 @@ def _own_vocabulary(
     named = text_cfg.get('tokenizer_kwargs', {}).get('bpe_path')
     if named is None or model_configs is None:
         return {}
-    path = Path(model_configs).expanduser()
+    path = Path(shipped_file(model_configs)).expanduser()
     file = (path if path.is_dir() else path.parent) / named
     if not file.is_file():
         raise FileNotFoundError(
